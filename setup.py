@@ -1,0 +1,37 @@
+"""Builds the two C++ extensions; everything else is declared in pyproject.toml.
+
+`skytrain._pack` is plain C++ (no torch, no numpy headers) and is always built. `skytrain._C` registers
+torch operations and is built only where torch can be imported, so that `pip install skytrain[prep]`
+works on a machine without torch. Under pip's build isolation torch is never importable: install with
+`--no-build-isolation` to get `_C`. Neither needs a GPU or CUDA headers.
+"""
+
+from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+
+extensions = [
+    Extension(
+        "skytrain._pack", ["csrc/pack_module.cpp", "csrc/pack.cpp"], extra_compile_args=FLAGS, depends=["csrc/pack.h"]
+    )
+]
+commands = {}
+
+try:
+    import torch  # noqa: F401
+except ImportError:
+    print("torch is not importable here: skytrain._C is left out (use --no-build-isolation to build it)")
+else:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    extensions.append(CppExtension("skytrain._C", ["csrc/torch_module.cpp"], extra_compile_args=FLAGS))
+    commands["build_ext"] = BuildExtension
+
+setup(
+    packages=["skytrain", "skytrain.data", "skytrain.prep", "skytrain.plan", "skytrain.kernels"],
+    # PyPI has a package called `kernels` that transformers imports, so ours is only known as skytrain.kernels.
+    package_dir={"skytrain": "skytrain", "skytrain.kernels": "kernels"},
+    package_data={"skytrain.plan": ["*.toml"]},
+    ext_modules=extensions,
+    cmdclass=commands,
+)

@@ -1,0 +1,267 @@
+"""Every setting of a training run, with its default: a TOML recipe plus `section.key=value` overrides.
+
+An unknown key, a wrong type or a value out of range is a `UserError` that names the key. The resolved
+settings are written into the run folder before step 0, in the same TOML form, so that they can be run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from skytrain.errors import UserError
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the recipe."""
+
+
+class Run(Section):
+    dir: str
+    """Folder of this run: config.toml, metrics.jsonl, tensorboard/, checkpoints/, export/."""
+    seed: int = 0
+    """Seeds the order of the documents, and torch."""
+
+
+class Model(Section):
+    path: str
+    """Hugging Face folder: config.json, safetensors, tokenizer."""
+
+
+class Data(Section):
+    path: str
+    """Folder written by `skytrain prep tokenize`."""
+    validation: str | None = None
+    """A held-out folder of the same kind; its loss is logged every `train.validate_every` steps and at the end."""
+
+
+class Batch(Section):
+    documents: int | None = None
+    """Documents in one optimizer step, over all ranks. Exactly one of `documents` and `tokens` is set."""
+    tokens: int | None = None
+    """Most tokens in one optimizer step, over all ranks: whole documents in order, as many as fit."""
+    max_tokens: int = 16384
+    """Most tokens in one packed row, so in one micro-batch of one rank."""
+
+
+class Optim(Section):
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled. Never applied to norms and biases (tensors of one dimension)."""
+    clip: float | None = 1.0
+    """Largest norm of the whole gradient; none for no clipping."""
+    format: Literal["fp32"] = "fp32"
+    """Optimizer state format."""
+
+
+class Schedule(Section):
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_ratio: float | None = None
+    """Part of all steps over which the learning rate rises from 0. At most one of the two warm-ups is set."""
+    warmup_steps: int | None = None
+    min_ratio: float = 0.0
+    """Floor, as a part of the peak, reached at the last step."""
+    decay_ratio: float = 0.1
+    """WSD: the part of all steps, at the end, over which the rate falls."""
+
+
+class Train(Section):
+    epochs: int = 1
+    max_steps: int | None = None
+    """Ends the run (and its schedule) at this step, if the epochs have not ended it before."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of compute and of gathered weights. Reductions, master weights and states are always fp32."""
+    compile: bool = False
+    """torch.compile of each decoder layer."""
+    deterministic: bool = False
+    """Deterministic kernels on a GPU (slower); a CPU run always is."""
+    max_bad_steps: int = 5
+    """So many skipped (non-finite) steps in a row end the run, with a saved checkpoint."""
+    validate_every: int | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    threads: int | None = None
+    """CPU threads a rank; none: the machine's cores divided by its ranks."""
+    timeout_seconds: int = 1800
+    """Of a collective operation."""
+
+
+class Activations(Section):
+    checkpoint: Literal["none", "full"] = "none"
+    """`full` keeps only each layer's input and recomputes the layer in backward."""
+
+
+class Attention(Section):
+    backend: Literal["auto", "varlen", "flash_attn", "flash_attn_4", "cpu", "reference"] = "auto"
+
+
+class Kernels(Section):
+    backend: Literal["auto", "reference"] = "auto"
+    head_chunk_mib: int = 512
+    """Memory for one chunk of fp32 logits."""
+
+
+class Parallel(Section):
+    reshard_after_forward: bool = True
+    """Free a layer's gathered weights after its forward pass and gather them again in backward."""
+    nodes: int = 1
+    """HSDP: weights are replicated over this many groups of ranks, and sharded within each."""
+
+
+class Checkpoint(Section):
+    every: int | None = None
+    """Steps between checkpoints; one is always written at the end."""
+    keep: int = 2
+    """Newest complete checkpoints kept."""
+
+
+class Export(Section):
+    every: int | None = None
+    """Steps between Hugging Face exports."""
+    at_end: bool = True
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    default_system: str = "none"
+    """System turn put into the exported chat template: `none`, `dataset` (the one its rows share) or a text file."""
+
+
+class Log(Section):
+    every: int = 1
+    """Steps between lines. Reading the numbers waits for the device, so a large run wants 10."""
+    tensorboard: bool = True
+    price_per_gpu_hour: float | None = None
+    """Money so far is logged when it is given. In the user's currency."""
+
+
+class Config(Section):
+    run: Run
+    model: Model
+    data: Data
+    batch: Batch
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    activations: Activations = Activations()
+    attention: Attention = Attention()
+    kernels: Kernels = Kernels()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    export: Export = Export()
+    log: Log = Log()
+
+
+def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a recipe and applies `section.key=value` overrides (the value is TOML; a bare word is a string)."""
+    path = Path(recipe)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path}: {error.strerror or error}; give the path of a TOML recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: not TOML: {error}") from None
+    for override in overrides or []:
+        _apply(raw, override)
+    return _resolve(raw, str(path))
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot or not section or not name:
+        raise UserError(f"override {override!r}: expected section.key=value, as in optim.lr=1e-5")
+    table = raw.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UserError(f"override {override!r}: {section!r} is not a section of the recipe")
+    try:
+        table[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[name] = text
+
+
+def _resolve(raw: dict[str, Any], where: str) -> Config:
+    for section in msgspec.structs.fields(Config):
+        table = raw.get(section.name)
+        if isinstance(table, dict):
+            for field in msgspec.structs.fields(section.type):
+                # TOML has no null: the word "none" stands for it, where a setting may be absent.
+                if table.get(field.name) == "none" and type(None) in typing.get_args(field.type):
+                    table[field.name] = None
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        raise UserError(f"recipe {where}: {place.rstrip('`') or 'top level'}: {reason}") from None
+    for key, good, advice in _checks(config):
+        if not good:
+            section, name = key.split(".")
+            raise UserError(f"recipe {where}: {key} = {getattr(getattr(config, section), name)!r}: {advice}")
+    return config
+
+
+def _checks(c: Config) -> list[tuple[str, bool, str]]:
+    """(key, whether it is right, what to do): the rules that types cannot say."""
+
+    def positive(value: float | None) -> bool:
+        return value is None or (value > 0 and math.isfinite(value))
+
+    def ratio(value: float | None) -> bool:
+        return value is None or 0 <= value <= 1
+
+    at_least_one = (
+        "batch.max_tokens train.epochs train.max_steps train.max_bad_steps train.validate_every train.threads train.timeout_seconds "
+        "kernels.head_chunk_mib parallel.nodes checkpoint.every checkpoint.keep export.every log.every batch.documents batch.tokens"
+    ).split()
+    counts = [(key, getattr(getattr(c, key.split(".")[0]), key.split(".")[1])) for key in at_least_one]
+    return [
+        *((key, value is None or value >= 1, "must be at least 1") for key, value in counts),
+        (
+            "batch.documents",
+            (c.batch.documents is None) != (c.batch.tokens is None),
+            "set exactly one of batch.documents and batch.tokens",
+        ),
+        ("run.seed", 0 <= c.run.seed < 2**63, "must be from 0 to 2^63 - 1"),
+        ("optim.lr", c.optim.lr >= 0 and math.isfinite(c.optim.lr), "must be 0 or more"),
+        ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
+        ("optim.eps", positive(c.optim.eps), "must be above 0"),
+        ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be 0 or more"),
+        ("optim.clip", positive(c.optim.clip), 'must be above 0, or "none"'),
+        ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
+        ("schedule.warmup_steps", (c.schedule.warmup_steps or 0) >= 0, "must be 0 or more"),
+        (
+            "schedule.warmup_steps",
+            c.schedule.warmup_ratio is None or c.schedule.warmup_steps is None,
+            "set at most one of schedule.warmup_ratio and schedule.warmup_steps",
+        ),
+        ("schedule.min_ratio", ratio(c.schedule.min_ratio), "must be from 0 to 1"),
+        ("schedule.decay_ratio", ratio(c.schedule.decay_ratio), "must be from 0 to 1"),
+        (
+            "train.validate_every",
+            c.train.validate_every is None or c.data.validation is not None,
+            "needs data.validation",
+        ),
+        ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be above 0"),
+    ]
+
+
+def dumps(config: Config) -> str:
+    """The settings as TOML that `load` reads back to an equal `Config`."""
+    lines = []
+    for section, table in msgspec.to_builtins(config).items():
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, float):
+        return repr(value)
+    # JSON's strings, numbers, booleans and flat lists are TOML's as well; DEL alone is not allowed raw in TOML.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

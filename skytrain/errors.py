@@ -1,0 +1,26 @@
+"""A user's mistake, and how every command reports it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, where (file, line, key), what to do."""
+
+
+def exit_on_user_error(main: Callable[[], int | None]) -> None:
+    """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError`, else what `main` returned.
+
+    Under torchrun every rank finds the same mistake, so only rank 0 prints it.
+    """
+    try:
+        status = main() or 0
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.stdout.flush()
+    sys.exit(status)
