@@ -214,11 +214,18 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
     def ratio(value: float | None) -> bool:
         return value is None or 0 <= value <= 1
 
-    at_least_one = (
-        "batch.max_tokens train.epochs train.max_steps train.max_bad_steps train.validate_every train.threads train.timeout_seconds "
-        "kernels.head_chunk_mib parallel.nodes checkpoint.every checkpoint.keep export.every log.every batch.documents batch.tokens"
-    ).split()
-    counts = [(key, getattr(getattr(c, key.split(".")[0]), key.split(".")[1])) for key in at_least_one]
+    at_least_one = {
+        "batch": ("documents", "tokens", "max_tokens"),
+        "train": ("epochs", "max_steps", "max_bad_steps", "validate_every", "threads", "timeout_seconds"),
+        "kernels": ("head_chunk_mib",),
+        "parallel": ("nodes",),
+        "checkpoint": ("every", "keep"),
+        "export": ("every",),
+        "log": ("every",),
+    }
+    counts = [
+        (f"{table}.{key}", getattr(getattr(c, table), key)) for table, keys in at_least_one.items() for key in keys
+    ]
     return [
         *((key, value is None or value >= 1, "must be at least 1") for key, value in counts),
         (
