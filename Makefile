@@ -1,0 +1,37 @@
+# Every target first makes .venv, with all that it needs. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup lint test demo bench-packing bench-peers clean
+
+setup: .venv/.ready
+
+# Built without isolation, since skytrain._C is compiled against the torch that is installed here.
+.venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip setuptools wheel ninja
+	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[train,prep,dev]'
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One thread a process: two test processes with a thread pool each would fight over two cores.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+demo: setup
+	$(BIN)/python launch/demo.py
+
+bench-packing: setup
+	$(BIN)/python bench/packing.py
+
+# The peer has many dependencies of its own, so it is installed only here.
+bench-peers: setup
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' --no-build-isolation
+	$(BIN)/python bench/peers.py
+
+clean:
+	rm -rf .venv build runs *.egg-info skytrain/*.so

@@ -1,0 +1,32 @@
+"""Trains by a recipe: torchrun --nproc-per-node 8 launch/train.py RECIPE.toml [section.key=value ...]
+
+Without torchrun it trains in one process. The run folder (run.dir) then holds the resolved config.toml,
+metrics.jsonl, tensorboard/, checkpoints/ and export/.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from skytrain import config
+from skytrain.errors import exit_on_user_error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="TOML file, as in launch/recipes")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "--resume", choices=["never", "auto"], default="never",
+        help="auto: go on from the newest complete checkpoint in the run folder, if there is one",
+    )  # fmt: skip
+    arguments = parser.parse_intermixed_args()
+    settings = config.load(arguments.recipe, arguments.overrides)
+    # Imported late, so that a mistake in the recipe is told before torch has loaded.
+    from skytrain.trainer import train
+
+    train(settings, resume=arguments.resume == "auto")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,154 @@
+"""What a run tells: the console line, metrics.jsonl and TensorBoard, all from one dictionary a line.
+
+Units are in the names: `tokens_per_s`, `peak_memory_gib`, `step_s`. `mfu` counts the model's own FLOPs (causal
+attention per document, nothing recomputed) over the peak that the hardware table gives for the device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from skytrain.config import Log
+from skytrain.errors import UserError
+from skytrain.parallel import World
+from skytrain.plan.hardware import peak_flops
+
+
+class Metrics:
+    """Collects steps between two lines; only the first rank writes."""
+
+    def __init__(self, folder: Path, settings: Log, world: World, *, done: int, total: int):
+        """done: steps completed before this process began; lines of later steps in metrics.jsonl are dropped."""
+        self.settings, self.world, self.total = settings, world, total
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not world.is_first)
+        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+        self.peak = peak_flops(name)
+        self.started, self.first, self.previous = time.perf_counter(), done, done
+        self.since, self.tokens, self.targets, self.flops = self.started, 0, 0, 0.0
+        self.money_before, self.file, self.board = 0.0, None, None
+        if world.is_first:
+            path = folder / "metrics.jsonl"
+            self.money_before = _drop_lines_after(path, done)
+            self.file = path.open("a", encoding="utf-8")
+            if settings.tensorboard:
+                self.board = _tensorboard(folder / "tensorboard", done)
+
+    def count(self, tokens: int, targets: int, flops: float) -> None:
+        """Adds one step: tokens and target tokens over all ranks, model FLOPs over all ranks."""
+        self.tokens, self.targets, self.flops = self.tokens + tokens, self.targets + targets, self.flops + flops
+
+    def line(self, step: int, **values: Any) -> None:
+        """Writes the line of `step` completed steps; rates are over all steps since the line before."""
+        now = time.perf_counter()
+        seconds, steps = now - self.since, step - self.previous
+        line = {
+            "step": step,
+            **values,
+            "tokens": self.tokens,
+            "trained_tokens": self.targets,
+            "tokens_per_s": self.tokens / seconds,
+            "trained_tokens_per_s": self.targets / seconds,
+            "step_s": seconds / steps,
+            "peak_memory_gib": _peak_memory(self.world.device) / 2**30,
+            "eta_s": (now - self.started) / (step - self.first) * (self.total - step),
+        }
+        if self.peak is not None:
+            line["mfu"] = self.flops / seconds / (self.peak * self.world.size)
+        if self.settings.price_per_gpu_hour is not None:
+            hours = (now - self.started) / 3600
+            line["money"] = self.money_before + hours * self.world.size * self.settings.price_per_gpu_hour
+        self.since, self.previous, self.tokens, self.targets, self.flops = now, step, 0, 0, 0.0
+        self.write(line)
+        self.console.print(self._text(line))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl and its numbers to TensorBoard. NaN and infinity are written as null."""
+        if self.file is None:
+            return
+        plain = {k: None if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in line.items()}
+        self.file.write(json.dumps(plain) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for key, value in line.items():
+                if key != "step":
+                    self.board.add_scalar(key, value, line["step"])
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def _text(self, line: dict[str, Any]) -> str:
+        width = len(str(self.total))
+        parts = [
+            f"step {line['step']:>{width}}/{self.total}",
+            f"loss [bold]{line['loss']:.4f}[/bold]",
+            f"norm {line['grad_norm']:.3f}",
+            f"lr {line['lr']:.2e}",
+            f"{line['tokens_per_s']:,.0f} tok/s",
+            f"{line['trained_tokens_per_s']:,.0f} trained/s",
+            f"MFU {line['mfu']:.1%}" if "mfu" in line else "",
+            f"{line['peak_memory_gib']:.2f} GiB",
+            f"money {line['money']:,.2f}" if "money" in line else "",
+            f"ETA {_clock(line['eta_s'])}",
+            f"[red]{line['skipped']} skipped[/red]" if line.get("skipped") else "",
+        ]
+        return "  ".join(part for part in parts if part)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's largest resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _drop_lines_after(path: Path, done: int) -> float:
+    """Leaves the lines up to step `done`; returns the money of the last of them, 0 without one.
+
+    A resumed run does again the steps between its checkpoint and its end, and a curve must not hold them twice.
+    """
+    if not path.exists():
+        return 0.0
+    kept, money = [], 0.0
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # a line that a killed process left half-written
+        if line["step"] <= done:
+            kept.append(text)
+            money = line.get("money", money)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+    os.replace(temporary, path)
+    return money
+
+
+def _tensorboard(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "log.tensorboard = true: tensorboard is not installed; install it, or set it to false"
+        ) from None
+    # purge_step hides what an earlier process wrote past the checkpoint that this one resumes from.
+    return SummaryWriter(str(folder), purge_step=done + 1)

@@ -1,0 +1,117 @@
+"""AdamW and SGD over the local shards, the schedule, and the norm of the whole gradient.
+
+The clip factor and the guard against non-finite steps are scalars in device memory: the fused kernels
+read them there (`grad_scale`, `found_inf`), so that a step never waits for the device and clipping
+costs no pass over the gradients of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from skytrain.config import Optim, Schedule
+
+
+def learning_rate(step: int, total: int, schedule: Schedule, peak: float) -> float:
+    """The rate of step `step` (from 0) of a run of `total` steps: a pure function, so resuming needs no state.
+
+    Warm-up of w steps: peak * (step + 1) / w, so the peak is reached at step w - 1 (at step 0 without warm-up).
+    The floor, `min_ratio` * peak, is reached exactly at the last step.
+    """
+    warmup = schedule.warmup_steps or math.ceil((schedule.warmup_ratio or 0.0) * total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    top = max(warmup - 1, 0)
+    if schedule.name == "wsd":
+        top = max(top, total - 1 - math.ceil(schedule.decay_ratio * total))
+    done = min(max(step - top, 0) / max(total - 1 - top, 1), 1.0)
+    shape = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+        "linear": 1.0 - done,
+        "wsd": 1.0 - done,
+    }[schedule.name]
+    return peak * (schedule.min_ratio + (1.0 - schedule.min_ratio) * shape)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class Optimizer:
+    """fp32 AdamW (Loshchilov and Hutter, decoupled decay, bias corrected) or SGD without momentum.
+
+    State of a parameter: two fp32 moments sharded like it (AdamW). One step counter serves all parameters and
+    lives on the device: a skipped step does not count for the bias correction.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optim):
+        self.config = config
+        self.parameters = dict(named_parameters)
+        device = next(iter(self.parameters.values())).device
+        self.steps = torch.zeros((), dtype=torch.float32, device=device)
+        self.moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        if config.name == "adamw":
+            for moment in self.moments.values():
+                moment.update({name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()})
+        held = [name for name, p in self.parameters.items() if local(p).numel() > 0]
+        # Norms and biases are not decayed.
+        decayed = [name for name in held if self.parameters[name].ndim > 1]
+        kept = [name for name in held if self.parameters[name].ndim == 1]
+        self.groups = [(names, decay) for names, decay in ((decayed, config.weight_decay), (kept, 0.0)) if names]
+
+    def gradients(self) -> list[Tensor]:
+        """This rank's shards of the gradients, fp32."""
+        return [local(p.grad) for p in self.parameters.values() if p.grad is not None and local(p.grad).numel() > 0]
+
+    @torch.no_grad()
+    def step(self, rate: float, divisor: Tensor, skip: Tensor) -> None:
+        """One update by `gradient / divisor`; nothing at all changes where `skip` (0.0 or 1.0) is 1.
+
+        divisor, skip: fp32 scalars on the device. Gradients are left divided.
+        """
+        self.steps += 1.0 - skip
+        for names, decay in self.groups:
+            weights = [local(self.parameters[name]) for name in names]
+            grads = [local(self.parameters[name].grad) for name in names]
+            common: dict[str, Any] = {"lr": rate, "grad_scale": divisor, "found_inf": skip, "maximize": False}
+            if self.config.name == "sgd":
+                torch._fused_sgd_(
+                    weights, grads, [], weight_decay=decay, momentum=0.0, dampening=0.0, nesterov=False,
+                    is_first_step=False, **common,
+                )  # fmt: skip
+                continue
+            moments = [[local(moment[name]) for name in names] for moment in self.moments.values()]
+            torch._fused_adamw_(
+                weights, grads, *moments, [], [self.steps] * len(names), beta1=self.config.betas[0],
+                beta2=self.config.betas[1], weight_decay=decay, eps=self.config.eps, amsgrad=False, **common,
+            )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a checkpoint must hold, by the name it has there; loading writes into these tensors."""
+        state = {f"optim.{kind}.{name}": t for kind, moment in self.moments.items() for name, t in moment.items()}
+        return {**state, "optim.steps": self.steps}
+
+
+def sum_over_ranks(loss: Tensor, gradients: list[Tensor], replicas: int) -> tuple[Tensor, Tensor]:
+    """(loss of the global step, norm of its whole gradient), both fp32 scalars on the device: one all-reduce.
+
+    loss: this rank's share. gradients: this rank's shards, already summed over the ranks by the reduce-scatter;
+    each is held by `replicas` ranks (the groups of HSDP).
+    """
+    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+    pair = torch.stack([loss, norm.square() / replicas])
+    dist.all_reduce(pair)
+    return pair[0], pair[1].sqrt()

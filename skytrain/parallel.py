@@ -1,0 +1,128 @@
+"""Ranks, devices, the mesh, and the order in which a model is wrapped, compiled and sharded."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from skytrain import activations
+from skytrain.config import Config
+from skytrain.errors import UserError
+from skytrain.model import CausalLM
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """This process among the others. `replicas` is the number of groups that hold the whole model (HSDP)."""
+
+    rank: int
+    size: int
+    device: torch.device
+    replicas: int
+    mesh: DeviceMesh
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def start(config: Config) -> World:
+    """Joins the process group that torchrun describes in the environment; without torchrun, a group of one."""
+    settings = config.train
+    kind = settings.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device = 'cuda': torch finds no GPU here; use cpu, or install a CUDA build of torch")
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if size % config.parallel.nodes:
+        raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of ranks, {size}")
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {rank}: {torch.cuda.device_count()} GPUs here; start fewer processes a node")
+        torch.cuda.set_device(local_rank)
+        if settings.deterministic:
+            # cuBLAS is only deterministic with a fixed workspace, which it reads when it starts.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    torch.manual_seed(config.run.seed)
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    if not dist.is_initialized():
+        # gloo beside NCCL carries what must travel between hosts without touching the device.
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        timeout = datetime.timedelta(seconds=settings.timeout_seconds)
+        dist.init_process_group(backend, timeout=timeout, **alone)
+    nodes = config.parallel.nodes
+    if nodes > 1:
+        mesh = init_device_mesh(kind, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+    return World(rank, size, device, nodes, mesh)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def together(work: Callable[[], T]) -> T:
+    """Runs `work` (without collectives in it) on every rank. A `UserError` on one becomes the same error on all.
+
+    Without it the others would wait in their next collective for a rank that has left.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for text in problems:
+        if text is not None:
+            raise UserError(text)
+    return result  # type: ignore[return-value]
+
+
+def shard(model: CausalLM, world: World, config: Config) -> None:
+    """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
+
+    Groups of parameters: each layer, the embedding, the head, and the final norm in the root. A tied head shares
+    its tensor with the embedding, so both are in the root. The head must be a group of its own because its weight
+    gradient is fp32 where the others are bf16, and one group takes one dtype.
+    """
+    activations.apply(model, config.activations)
+    if config.train.compile:
+        for layer in model.model.layers:
+            # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+    dtype = getattr(torch, config.train.dtype)
+    # cast_forward_inputs would round the fp32 rotary tables to bf16 on their way into each layer.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    options = {"mesh": world.mesh, "mp_policy": policy}
+    reshard = config.parallel.reshard_after_forward
+    for layer in model.model.layers:
+        fully_shard(layer, reshard_after_forward=reshard, **options)
+    if not model.config.tie_word_embeddings:
+        fully_shard(model.model.embed_tokens, reshard_after_forward=reshard, **options)
+        fully_shard(model.lm_head, reshard_after_forward=reshard, **options)
+    fully_shard(model, reshard_after_forward=False, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is already divided by the global step's target tokens: ranks add up, nothing is averaged.
+            # Neither call recurses, and without the second one some backends would pre-divide.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

@@ -1,0 +1,205 @@
+"""What a run is made of: checks of the user's inputs, the sharded model, the data feeds, saving and loading."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skytrain import attention, checkpoint, config, flops, hf, optim, parallel
+from skytrain.config import Config
+from skytrain.data.chat import tokenizer_digest
+from skytrain.data.dataset import TokenDataset
+from skytrain.data.packing import CostModel
+from skytrain.data.plan import Planner
+from skytrain.errors import UserError
+from skytrain.export import default_system, export
+from skytrain.feed import Feed
+from skytrain.model import CausalLM, ModelConfig
+from skytrain.parallel import World
+
+
+class Guard:
+    """Counts skipped steps in device memory: in all, in a row now, and the longest row since the last line."""
+
+    def __init__(self, device: torch.device):
+        self.counts = torch.zeros(3, device=device)
+
+    def judge(self, loss: Tensor, norm: Tensor, *, empty: bool) -> Tensor:
+        """1.0 where the step must be skipped, else 0.0; the same on every rank, as loss and norm are.
+
+        empty: the step has no target token, so there is nothing to learn from and decay alone would be an update.
+        """
+        skip = torch.ones_like(loss) if empty else 1.0 - (loss.isfinite() & norm.isfinite()).float()
+        total, row, longest = self.counts.unbind()
+        row = (row + skip) * skip
+        self.counts.copy_(torch.stack([total + skip, row, torch.maximum(longest, row)]))
+        return skip
+
+    def logged(self) -> None:
+        """The longest row is watched from one line to the next, so that a resumed run is not ended by an old one."""
+        self.counts[2] = 0
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop works on. `done` is the number of completed steps."""
+
+    config: Config
+    world: World
+    model: CausalLM
+    optimizer: optim.Optimizer
+    guard: Guard
+    feed: Feed
+    validation: Feed | None
+    default_system: str | None
+    done: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+    @property
+    def total(self) -> int:
+        return self.feed.planner.total_steps
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint, by the name it has there."""
+        weights = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        return {**weights, **self.optimizer.state(), "guard.counts": self.guard.counts}
+
+
+def prepare(settings: Config, world: World, *, resume: bool) -> Run:
+    """Checks every input, cheapest first, then builds the model on the meta device, shards it and fills it.
+
+    Has no collectives in it. Raises `UserError` with nothing written.
+    """
+    folder = Path(settings.run.dir)
+    if not resume and (folder / "config.toml").exists():
+        raise UserError(
+            f"run.dir = {str(folder)!r} holds a run already: go on with --resume auto, or name another folder"
+        )
+    model_config = hf.read_config(settings.model.path)
+    backend = attention.resolve_backend(settings.attention.backend, world.device)
+    cost = CostModel.of(*flops.cost_per_token(model_config), settings.batch.max_tokens)
+    data = open_data("data.path", settings.data.path, settings, model_config)
+    planner = Planner(
+        data.lengths, data.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
+        documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
+        epochs=settings.train.epochs, max_steps=settings.train.max_steps,
+    )  # fmt: skip
+    validation = None
+    if settings.data.validation is not None:
+        held_out = open_data("data.validation", settings.data.validation, settings, model_config)
+        documents = min(len(held_out.lengths), max(world.size, settings.batch.documents or 96))
+        validation_planner = Planner(
+            held_out.lengths, held_out.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
+            documents=documents, seed=settings.run.seed, cost=cost,
+        )  # fmt: skip
+        validation = Feed(held_out, validation_planner, world.rank, world.device)
+    system = default_system(settings.export.default_system, data.info.system)
+    with torch.device("meta"):
+        model = CausalLM(
+            model_config, attention_backend=backend, head_chunk_bytes=settings.kernels.head_chunk_mib * 2**20
+        )
+    parallel.shard(model, world, settings)
+    model.to_empty(device=world.device)
+    hf.load_weights(model, settings.model.path)
+    optimizer = optim.Optimizer(model.named_parameters(), settings.optim)
+    feed = Feed(data, planner, world.rank, world.device)
+    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system)
+
+
+def open_data(key: str, folder: str, settings: Config, model: ModelConfig) -> TokenDataset:
+    """A prepared data set, refused where it does not belong to the model. key: the setting that names it."""
+    data = TokenDataset.open(folder)
+    remedy = f"prepare it again: skytrain prep tokenize ... --model {settings.model.path}"
+    for what, theirs, ours in zip(
+        ("tokenizer.json", "chat template"),
+        (data.info.tokenizer_sha256, data.info.chat_template_sha256),
+        tokenizer_digest(settings.model.path),
+        strict=True,
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{key} = {folder!r}: made with another {what} than that of {settings.model.path}; {remedy}"
+            )
+    if data.info.max_token_id >= model.vocab_size:
+        raise UserError(
+            f"{key} = {folder!r}: holds token id {data.info.max_token_id}, but the model's vocab_size is "
+            f"{model.vocab_size}; {remedy}"
+        )
+    return data
+
+
+def begin(run: Run, *, resume: bool) -> list[str]:
+    """Loads the newest checkpoint when resuming, and opens the run folder. Returns lines that tell what was chosen."""
+    lines = []
+    if resume:
+        found, passed_over = checkpoint.find(run.folder / "checkpoints", "newest")
+        lines += [f"passed over {folder.name}: {reason}" for folder, reason in passed_over]
+        if found is None:
+            lines.append("resume: no complete checkpoint, so this run starts at step 0")
+        else:
+            run.done = int(checkpoint.load(found, run.state())["step"])
+            lines.append(f"resume: from {found}")
+    if run.world.is_first:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        partial = run.folder / "config.toml.tmp"
+        partial.write_text(config.dumps(run.config), encoding="utf-8")
+        os.replace(partial, run.folder / "config.toml")
+    return lines + describe(run)
+
+
+def describe(run: Run) -> list[str]:
+    c, model, world = run.config, run.model, run.world
+    info = run.feed.dataset.info
+    parameters = sum(math.prod(p.shape) for p in model.parameters())
+    batch = f"{c.batch.documents} documents" if c.batch.documents else f"{c.batch.tokens:,} tokens"
+    lines = [
+        f"model {c.model.path}: {parameters:,} parameters, {model.config.model_type}, {c.train.dtype}",
+        f"data {c.data.path}: {info.n_docs:,} documents, {info.n_tokens:,} tokens, {info.n_trained:,} trained",
+        f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
+        f"attention {model.attention_backend}, kernels reference, torch {torch.__version__}",
+        f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
+    ]
+    if info.max_length > model.config.max_position_embeddings:
+        lines.append(
+            f"warning: documents have up to {info.max_length:,} tokens, the model's max_position_embeddings is "
+            f"{model.config.max_position_embeddings:,}"
+        )
+    return lines
+
+
+def save(run: Run) -> Path:
+    """A checkpoint of the run as it is. Collective."""
+    root = run.folder / "checkpoints"
+    return checkpoint.save(root, run.done, run.state(), {"step": run.done}, keep=run.config.checkpoint.keep)
+
+
+def write_export(run: Run) -> Path:
+    """The model as it is, as a Hugging Face folder. Collective: every rank takes part in gathering each tensor."""
+    out = run.folder / "export" / f"step-{run.done:08d}"
+    dtype = getattr(torch, run.config.export.dtype)
+
+    def tensors() -> Iterator:
+        for name, p in run.model.named_parameters():
+            # Rounded before it is gathered: half the bytes travel.
+            yield name, tuple(p.shape), lambda p=p: p.detach().to(dtype).full_tensor().cpu()
+
+    export(
+        tensors(), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
+        is_writer=run.world.is_first,
+    )  # fmt: skip
+    return out
+
+
+def document_lengths(run: Run, rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Tokens of each document of a step, over all ranks."""
+    return run.feed.dataset.lengths[np.concatenate([documents for ranks in rows for documents in ranks])]
