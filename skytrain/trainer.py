@@ -99,8 +99,8 @@ def log(run: Run, metrics: Metrics, loss: Tensor, norm: Tensor, *, lr: float, ep
         where = save(run)
         metrics.close()
         raise UserError(
-            f"step {run.done}: {int(longest)} steps in a row were skipped, their loss or gradient not finite or without "
-            f"a target (train.max_bad_steps); saved {where}: look at optim.lr and at the documents of these steps"
+            f"step {run.done}: {int(longest)} steps in a row were skipped, their loss or gradient not finite or no "
+            f"target (train.max_bad_steps); saved {where}: look at optim.lr and at the documents of these steps"
         )
 
 
