@@ -1,0 +1,115 @@
+"""Settings: strict merge, one clear line for a mistake, and a dump that reads back equal."""
+
+from pathlib import Path
+
+import pytest
+
+from skytrain import config
+from skytrain.errors import UserError
+
+RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.toml"))
+MINIMAL = """
+[run]
+dir = "run"
+[model]
+path = "model"
+[data]
+path = "data"
+[batch]
+documents = 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_its_dump_is_equal(path, tmp_path):
+    settings = config.load(path)
+    (tmp_path / "config.toml").write_text(config.dumps(settings), encoding="utf-8")
+    assert config.load(tmp_path / "config.toml") == settings
+
+
+def test_recipes_are_found():
+    assert {"cpu_demo", "sky_t1_32b", "sky_t1_7b"} <= {path.stem for path in RECIPES}
+
+
+def test_overrides_replace_the_recipe_and_bare_words_are_strings(recipe):
+    settings = config.load(
+        recipe, ["optim.lr=3e-4", "model.path=a/b c", "optim.betas=[0.8, 0.9]", "train.compile=true", "optim.clip=none"]
+    )
+    assert settings.optim.lr == 3e-4
+    assert settings.model.path == "a/b c"
+    assert settings.optim.betas == (0.8, 0.9)
+    assert settings.train.compile is True
+    assert settings.optim.clip is None
+
+
+def test_dump_holds_strange_strings(recipe, tmp_path):
+    strange = 'quote " backslash \\ newline \n tab \t del \x7f and λ'
+    recipe.write_text(MINIMAL.replace('path = "model"', f"path = {config._toml(strange)}"), encoding="utf-8")
+    settings = config.load(recipe)
+    assert settings.model.path == strange
+    (tmp_path / "again.toml").write_text(config.dumps(settings), encoding="utf-8")
+    assert config.load(tmp_path / "again.toml") == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optim.rate=1", ["optim", "rate"]),
+        ("trian.epochs=1", ["trian"]),
+        ("optim.lr=fast", ["optim.lr", "float"]),
+        ("train.epochs=1.5", ["train.epochs", "int"]),
+        ("train.compile=1", ["train.compile", "bool"]),
+        ("optim.betas=[0.9]", ["optim.betas"]),
+        ("optim.betas=[0.9, 1.0]", ["optim.betas"]),
+        ("optim.lr=-1.0", ["optim.lr", "0 or more"]),
+        ("optim.lr=inf", ["optim.lr"]),
+        ("optim.clip=0.0", ["optim.clip", "none"]),
+        ("optim.name=lion", ["optim.name", "lion"]),
+        ("optim.format=fp32_8bit", ["optim.format", "fp32_8bit"]),
+        ("kernels.backend=liger", ["kernels.backend", "liger"]),
+        ("batch.tokens=100", ["batch.documents", "exactly one"]),
+        ("batch.documents=none", ["batch.documents", "exactly one"]),
+        ("batch.max_tokens=0", ["batch.max_tokens", "at least 1"]),
+        ("schedule.warmup_ratio=1.5", ["schedule.warmup_ratio"]),
+        ("train.validate_every=5", ["data.validation"]),
+        ("optim", ["section.key=value"]),
+        ("=1", ["section.key=value"]),
+        ("run.dir.x=1", ["run"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(recipe, override, told):
+    with pytest.raises(UserError) as error:
+        config.load(recipe, [override])
+    message = str(error.value)
+    assert "\n" not in message
+    for word in told:
+        assert word in message
+
+
+def test_both_warmups_are_refused(recipe):
+    with pytest.raises(UserError, match="at most one"):
+        config.load(recipe, ["schedule.warmup_ratio=0.1", "schedule.warmup_steps=3"])
+
+
+def test_a_recipe_that_is_not_there_or_not_toml(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.toml"):
+        config.load(tmp_path / "nowhere.toml")
+    (tmp_path / "bad.toml").write_text("[run\n")
+    with pytest.raises(UserError, match=r"bad\.toml.*not TOML"):
+        config.load(tmp_path / "bad.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not TOML"):
+        config.load(tmp_path / "bytes.toml")
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "half.toml").write_text('[run]\ndir = "x"\n')
+    with pytest.raises(UserError, match="model"):
+        config.load(tmp_path / "half.toml")

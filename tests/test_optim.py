@@ -1,0 +1,121 @@
+"""The schedule as a pure function, and the optimizer against torch's own."""
+
+import itertools
+
+import pytest
+import torch
+
+from skytrain.config import Optim, Schedule
+from skytrain.optim import Optimizer, learning_rate
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_peak_and_floor_are_hit_at_the_planned_steps(name, floor):
+    schedule = Schedule(name=name, warmup_steps=5, min_ratio=floor)
+    rates = [learning_rate(step, 50, schedule, 2.0) for step in range(50)]
+    assert rates[0] == pytest.approx(0.4)
+    assert rates[4] == max(rates) == 2.0
+    assert rates[-1] == pytest.approx(2.0 * floor)
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+
+
+def test_constant_stays_at_the_peak_after_warm_up():
+    rates = [learning_rate(step, 10, Schedule(name="constant", warmup_ratio=0.2), 1.0) for step in range(10)]
+    assert rates == [0.5] + [1.0] * 9
+
+
+def test_wsd_is_flat_until_its_decay():
+    schedule = Schedule(name="wsd", warmup_steps=2, decay_ratio=0.2, min_ratio=0.0)
+    rates = [learning_rate(step, 100, schedule, 1.0) for step in range(100)]
+    assert rates[1:80] == [1.0] * 79
+    assert rates[80] < 1.0
+    assert rates[-1] == 0.0
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
+def test_very_short_runs_have_finite_rates(name, total):
+    for warmup in (0, 1, 5):
+        schedule = Schedule(name=name, warmup_steps=warmup)
+        assert all(0.0 <= learning_rate(step, total, schedule, 1.0) <= 1.0 for step in range(total))
+
+
+def parameters(seed: int = 0) -> dict[str, torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"w": (7, 5), "b": (5,), "e": (11, 3)}
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def give_gradients(params: dict[str, torch.nn.Parameter], seed: int, size: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in params.values():
+        p.grad = size * torch.randn(p.shape, generator=generator)
+
+
+ONE, NO = torch.ones(()), torch.zeros(())
+
+
+def test_adamw_equals_torch_and_leaves_vectors_undecayed():
+    ours, theirs = parameters(), parameters()
+    config = Optim(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.95))
+    optimizer = Optimizer(ours.items(), config)
+    groups = [
+        {"params": [theirs["w"], theirs["e"]], "weight_decay": 0.1},
+        {"params": [theirs["b"]], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.95), fused=True)
+    for step in range(20):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step(1e-2, ONE, NO)
+        reference.step()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    assert optimizer.steps.item() == 20
+
+
+def test_the_divisor_clips_and_the_skip_changes_nothing():
+    ours, clipped = parameters(), parameters()
+    optimizer, reference = (Optimizer(p.items(), Optim()) for p in (ours, clipped))
+    give_gradients(ours, 1)
+    give_gradients(clipped, 1, size=0.25)
+    optimizer.step(1e-2, torch.tensor(4.0), NO)
+    reference.step(1e-2, ONE, NO)
+    for name in ours:
+        assert torch.equal(ours[name], clipped[name])
+    before = {name: tensor.clone() for name, tensor in [*optimizer.state().items(), *ours.items()]}
+    for bad in (float("nan"), float("inf")):
+        give_gradients(ours, 2)
+        ours["w"].grad[3, 2] = bad
+        optimizer.step(1e-2, torch.tensor(bad), ONE)
+    after = dict([*optimizer.state().items(), *ours.items()])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sgd_is_one_line_of_arithmetic():
+    ours = parameters()
+    optimizer = Optimizer(ours.items(), Optim(name="sgd", weight_decay=0.5))
+    give_gradients(ours, 3)
+    expected = {
+        name: p.detach() - 0.1 * (p.grad / 2 + (0.5 * p.detach() if p.ndim > 1 else 0)) for name, p in ours.items()
+    }
+    optimizer.step(0.1, torch.tensor(2.0), NO)
+    for name, p in ours.items():
+        torch.testing.assert_close(p.detach(), expected[name])
+    assert set(optimizer.state()) == {"optim.steps"}
+
+
+def test_small_updates_are_not_lost():
+    """B56: fp32 master weights move by 200 updates of 1e-5 on a weight of 1.0, where bf16 weights would stand still."""
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    optimizer = Optimizer([("w", weight)], Optim(lr=1e-5))
+    for step in range(200):
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight)
+        optimizer.step(1e-5, ONE, NO)
+        if step < 50:
+            assert (weight.detach() == before).float().mean() < 0.05
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 1.0 - 200 * 1e-5), rtol=0, atol=2e-5)
+    assert weight.dtype == torch.float32
+    assert all(t.dtype == torch.float32 for t in optimizer.state().values())
