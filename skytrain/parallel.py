@@ -100,9 +100,9 @@ def together(work: Callable[[], T]) -> T:
 def shard(model: CausalLM, world: World, config: Config) -> None:
     """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
 
-    Groups of parameters: each layer, the embedding, the head, and the final norm in the root. A tied head shares
-    its tensor with the embedding, so both are in the root. The head must be a group of its own because its weight
-    gradient is fp32 where the others are bf16, and one group takes one dtype.
+    Groups of parameters: each layer, the embedding, the head and the final norm. The head's weight is alone in its
+    group because its gradient is fp32 where the others are bf16, and one group takes one dtype. A tied weight is used
+    in two places, so it is the root's, which is whole for the length of the forward pass.
     """
     activations.apply(model, config.activations)
     if config.train.compile:
@@ -116,6 +116,7 @@ def shard(model: CausalLM, world: World, config: Config) -> None:
     reshard = config.parallel.reshard_after_forward
     for layer in model.model.layers:
         fully_shard(layer, reshard_after_forward=reshard, **options)
+    fully_shard(model.model.norm, reshard_after_forward=reshard, **options)
     if not model.config.tie_word_embeddings:
         fully_shard(model.model.embed_tokens, reshard_after_forward=reshard, **options)
         fully_shard(model.lm_head, reshard_after_forward=reshard, **options)

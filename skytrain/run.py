@@ -59,6 +59,7 @@ class Run:
     feed: Feed
     validation: Feed | None
     default_system: str | None
+    attention_backend: str
     done: int = 0
 
     @property
@@ -87,7 +88,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         )
     model_config = hf.read_config(settings.model.path)
     backend = attention.resolve_backend(settings.attention.backend, world.device)
-    cost = CostModel.of(*flops.cost_per_token(model_config), settings.batch.max_tokens)
+    cost = cost_model(model_config, settings.batch.max_tokens)
     data = open_data("data.path", settings.data.path, settings, model_config)
     planner = Planner(
         data.lengths, data.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
@@ -113,7 +114,13 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     hf.load_weights(model, settings.model.path)
     optimizer = optim.Optimizer(model.named_parameters(), settings.optim)
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system)
+    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backend)
+
+
+def cost_model(model: ModelConfig, max_tokens: int) -> CostModel:
+    """What the plan balances: FLOPs of a document, and 2% of a full row for what every micro-batch costs by itself."""
+    linear, quadratic = flops.flop_coefficients(model)
+    return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))
 
 
 def open_data(key: str, folder: str, settings: Config, model: ModelConfig) -> TokenDataset:
@@ -166,12 +173,13 @@ def describe(run: Run) -> list[str]:
         f"model {c.model.path}: {parameters:,} parameters, {model.config.model_type}, {c.train.dtype}",
         f"data {c.data.path}: {info.n_docs:,} documents, {info.n_tokens:,} tokens, {info.n_trained:,} trained",
         f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
-        f"attention {model.attention_backend}, kernels reference, torch {torch.__version__}",
+        f"attention {run.attention_backend}, kernels reference, torch {torch.__version__}",
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
     ]
-    if info.max_length > model.config.max_position_embeddings:
+    longest = int(run.feed.dataset.lengths.max())
+    if longest > model.config.max_position_embeddings:
         lines.append(
-            f"warning: documents have up to {info.max_length:,} tokens, the model's max_position_embeddings is "
+            f"warning: documents have up to {longest:,} tokens, the model's max_position_embeddings is "
             f"{model.config.max_position_embeddings:,}"
         )
     return lines

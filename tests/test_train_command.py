@@ -1,0 +1,200 @@
+"""What a user can get wrong before step 0: one clear line, exit status 2, nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+from tiny_models import VOCAB_SIZE, write_tiny_model
+
+from skytrain import config
+from skytrain.errors import UserError
+from skytrain.trainer import train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """(model, data): right ones, to be copied and spoilt."""
+    root = tmp_path_factory.mktemp("inputs")
+    model = write_tiny_model(root / "model", "qwen2")
+    return model, runs.write_data(root / "data", runs.random_documents(6, vocab=VOCAB_SIZE), model)
+
+
+@pytest.fixture
+def model(folders, tmp_path) -> Path:
+    return Path(shutil.copytree(folders[0], tmp_path / "model"))
+
+
+@pytest.fixture
+def data(folders, tmp_path) -> Path:
+    return Path(shutil.copytree(folders[1], tmp_path / "data"))
+
+
+def shard(data: Path) -> Path:
+    return next(data.glob("tokens-*.safetensors"))
+
+
+def refused(model: Path, data: Path, tmp_path: Path, **overrides) -> str:
+    """The one line that `train` refuses with; the run folder must not have come into being."""
+    with pytest.raises(UserError) as error:
+        train(runs.settings(model, data, tmp_path / "run", **overrides))
+    assert not (tmp_path / "run").exists()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_right_inputs_train(model, data, tmp_path):
+    """So that the refusals below are of what each test spoils."""
+    train(runs.settings(model, data, tmp_path / "run"))
+    assert (tmp_path / "run" / "export").exists()
+    assert config.load(tmp_path / "run" / "config.toml").model.path == str(model)
+
+
+def test_a_missing_shard(model, data, tmp_path):
+    name = shard(data).name
+    shard(data).unlink()
+    assert name in refused(model, data, tmp_path)
+
+
+def test_a_truncated_shard(model, data, tmp_path):
+    path = shard(data)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert path.name in refused(model, data, tmp_path)
+
+
+def test_a_shard_with_a_corrupt_header(model, data, tmp_path):
+    path = shard(data)
+    raw = bytearray(path.read_bytes())
+    raw[8:40] = b"\xff" * 32
+    path.write_bytes(raw)
+    assert path.name in refused(model, data, tmp_path)
+
+
+def test_an_unfinished_data_set(model, data, tmp_path):
+    (data / "dataset.json").unlink()
+    assert "dataset.json" in refused(model, data, tmp_path)
+
+
+def test_a_data_set_that_is_not_there(model, tmp_path):
+    assert "nowhere" in refused(model, tmp_path / "nowhere", tmp_path)
+
+
+def test_another_tokenizer(model, data, tmp_path):
+    path = model / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    message = refused(model, data, tmp_path)
+    assert "tokenizer" in message
+    assert "data.path" in message
+
+
+def test_another_chat_template(model, data, tmp_path):
+    changed = False
+    for path in (model / "chat_template.jinja", model / "tokenizer_config.json"):
+        if path.exists() and "im_end" in path.read_text():
+            path.write_text(path.read_text().replace("im_end", "im_stop"))
+            changed = True
+    assert changed
+    assert "chat template" in refused(model, data, tmp_path)
+
+
+def test_labels_outside_the_vocabulary(model, tmp_path):
+    documents = [([1, 2, VOCAB_SIZE + 7], [0, 1, 1])] * 3
+    data = runs.write_data(tmp_path / "data", documents, model)
+    message = refused(model, data, tmp_path)
+    assert str(VOCAB_SIZE + 7) in message
+    assert str(VOCAB_SIZE) in message
+
+
+def test_an_empty_data_set(model, data, tmp_path):
+    info = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(info | {"n_docs": 0, "n_tokens": 0, "n_trained": 0, "shards": []}))
+    assert "empty" in refused(model, data, tmp_path)
+
+
+def test_a_document_longer_than_a_row(model, data, tmp_path):
+    message = refused(model, data, tmp_path, batch__max_tokens=2)
+    assert "batch.max_tokens" in message
+
+
+def test_a_model_that_is_not_there(model, data, tmp_path):
+    assert "nowhere" in refused(tmp_path / "nowhere", data, tmp_path)
+
+
+def test_a_model_with_a_missing_tensor(model, data, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, model / "model.safetensors")
+    assert "model.layers.1.mlp.up_proj.weight" in refused(model, data, tmp_path)
+
+
+def test_no_default_system_to_take_from_the_data_set(model, data, tmp_path):
+    assert "export.default_system" in refused(model, data, tmp_path, export__default_system="dataset")
+    assert "prompt.txt" in refused(model, data, tmp_path, export__default_system=str(tmp_path / "prompt.txt"))
+
+
+def test_an_attention_back_end_that_cannot_run_here(model, data, tmp_path):
+    assert "flash_attn" in refused(model, data, tmp_path, attention__backend="flash_attn")
+
+
+def test_a_run_folder_that_holds_a_run(model, data, tmp_path):
+    train(runs.settings(model, data, tmp_path / "run"))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"run\.dir.*--resume auto"):
+        train(runs.settings(model, data, tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def command(*arguments: str, ranks: int | None = None) -> subprocess.CompletedProcess:
+    """launch/train.py as a user starts it."""
+    start = [sys.executable] if ranks is None else [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    return subprocess.run(
+        [*start, str(ROOT / "launch" / "train.py"), *arguments],
+        capture_output=True, text=True, timeout=120, env=environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recipe(model, data, tmp_path) -> str:
+    path = tmp_path / "recipe.toml"
+    path.write_text(config.dumps(runs.settings(model, data, tmp_path / "run")))
+    return str(path)
+
+
+@pytest.mark.parametrize("override", ["optim.rate=1", "optim.lr=fast", "trian.epochs=1"])
+def test_the_command_ends_with_status_2_and_one_line(recipe, override, tmp_path):
+    result = command(recipe, override)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert override.split("=")[0].split(".")[0] in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_without_torchrun(recipe, tmp_path):
+    result = command(recipe, "train.max_steps=1")
+    assert result.returncode == 0, result.stderr
+    assert "step 1/1" in result.stdout
+
+
+def test_more_ranks_than_documents(recipe, tmp_path, model):
+    """B23: refused before the start. torchrun's own status is 1 whatever its workers end with, so the line counts."""
+    runs.write_data(tmp_path / "single", runs.random_documents(1, vocab=VOCAB_SIZE), model)
+    result = command(recipe, f"data.path={tmp_path / 'single'}", ranks=2)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "2 ranks" in errors[0]
+    assert "exitcode: 2" in result.stderr.replace("exitcode  : 2", "exitcode: 2")
+    assert not (tmp_path / "run").exists()
