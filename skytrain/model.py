@@ -156,7 +156,9 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, chunk_bytes: int) -> None:
         super().__init__()
         self.chunk_bytes = chunk_bytes
-        weight = None if config.tie_word_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        weight = (
+            None if config.tie_word_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        )
         self.register_parameter("weight", weight)
 
     def forward(
