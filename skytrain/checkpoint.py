@@ -1,0 +1,226 @@
+"""Sharded checkpoints of training state: saved on any number of ranks, loaded bit for bit on any other.
+
+torch.distributed.checkpoint (DCP) plans who writes and who reads which box of which tensor; `skytrain.storage` is
+the form on disk. DCP's own file storage is not used, because it unpickles its metadata.
+
+Names: `model.<parameter>` for weights and `optim.<state>.<parameter>` for optimizer states. The part before the
+first dot never shares a file with another, so that an export reads the weights alone.
+
+The folder is shared by all ranks. Collective functions take an optional `group`: a process group of all ranks with
+a CPU backend; they work without any process group too, on one process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+
+from skytrain import storage
+from skytrain.dcp_storage import Reader, Writer
+from skytrain.errors import UserError
+from skytrain.storage import Damaged
+
+T = TypeVar("T")
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: dict[str, torch.Tensor],
+    scalars: dict[str, Any],
+    *,
+    keep: int,
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Writes `root`/step-N, then deletes all but the newest `keep` complete checkpoints. Collective.
+
+    tensors: name -> tensor or DTensor of any shape and dtype of `storage.DTYPES`, the same names on all ranks. Plain
+        tensors are taken to be equal on all ranks, and one rank writes each.
+    scalars: what JSON can hold; rank 0's are kept.
+
+    When this returns, the checkpoint is complete and on disk. A step that exists is replaced, and stays complete
+    until then. UserError on all ranks, older checkpoints untouched, when any rank cannot write.
+    """
+    folder = storage.step_folder(root, step)
+
+    def prepare() -> None:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in storage.DTYPES:
+                raise TypeError(f"tensor {name!r}: {tensor.dtype} cannot be saved")
+        if _rank(group) == 0:
+            _prepare(root, folder)
+
+    _together(prepare, group)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # One process without a group is meant.
+        metadata = dcp.save(
+            dict(tensors),
+            storage_writer=Writer(folder, step, scalars, keep),
+            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+        )
+    if metadata.storage_data:
+        raise UserError(
+            f"checkpoint {folder}: not written: {metadata.storage_data[0]}; older ones are kept; "
+            "free disk space or mend the folder's rights"
+        )
+    return folder
+
+
+def load(folder: Path, tensors: dict[str, torch.Tensor], *, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """Fills `tensors` in place from a step folder and returns its scalars. Collective.
+
+    tensors: as for `save`, on any number of ranks and any placements. They must be exactly those of the checkpoint,
+    in shape and dtype too: else UserError, naming the tensor. Every file is verified against its sha256 once, the
+    work shared by the ranks, before anything is filled. `Damaged` (a UserError) when the folder is not complete or
+    not intact. All ranks raise alike.
+    """
+
+    def inspect() -> storage.Index:
+        marker = storage.read_marker(folder)
+        index = storage.read_index(folder, marker)
+        _match(folder, index, tensors)
+        world = dist.get_world_size(group) if dist.is_initialized() else 1
+        # The largest are dealt out first, so that the shares are even.
+        files = sorted(marker.files, key=lambda file: (-file.bytes, file.name))
+        storage.verify(folder, files[_rank(group) :: world])
+        return index
+
+    index = _together(inspect, group)
+    reader = Reader(folder, index)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(
+            dict(tensors),
+            storage_reader=reader,
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+        )
+    _together(reader.raise_failure, group)
+    return index.scalars
+
+
+def resume(
+    root: Path,
+    tensors: dict[str, torch.Tensor],
+    want: Literal["newest"] | int = "newest",
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """`load`s the newest checkpoint that is complete and intact. Collective.
+
+    Returns its folder, its scalars, and why newer ones were passed over. The folder is None, and `tensors` are
+    untouched, where there is none. A step that is asked for by number is never passed over: its damage is raised.
+    """
+    listing = [storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]]
+    if dist.is_initialized():
+        dist.broadcast_object_list(listing, src=0, group=group)  # Network folders may list differently on two hosts.
+    skipped = []
+    for folder in listing[0]:
+        try:
+            return folder, load(folder, tensors, group=group), skipped
+        except Damaged as error:
+            if want != "newest":
+                raise
+            skipped.append(str(error))
+    return None, {}, skipped
+
+
+def find(root: Path, want: Literal["newest"] | int = "newest") -> tuple[Path, list[str]]:
+    """The newest complete checkpoint, or that of a step, and why newer ones were passed over. On one process.
+
+    UserError where there is none. Sizes are checked, and not the content of tensor files: `load` and `read_tensors`
+    verify what they read.
+    """
+    skipped = []
+    for folder in storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]:
+        try:
+            storage.read_index(folder, storage.read_marker(folder))
+            return folder, skipped
+        except Damaged as error:
+            skipped.append(str(error))
+    which = "no complete checkpoint" if want == "newest" else f"no complete checkpoint of step {want}"
+    raise UserError("; ".join([f"{root}: {which}", *skipped]))
+
+
+def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...], Callable[[], torch.Tensor]]]:
+    """(name, shape, fetch) of the tensors whose names start with `prefix`, in the order of their names.
+
+    `fetch()` reads the whole tensor into CPU memory, in its stored dtype. Needs no process group. The files that hold
+    these tensors are verified first; `Damaged` when one is not intact.
+    """
+    marker = storage.read_marker(folder)
+    index = storage.read_index(folder, marker)
+    chosen = {name: entry for name, entry in sorted(index.tensors.items()) if name.startswith(prefix)}
+    needed = {chunk.file for entry in chosen.values() for chunk in entry.chunks}
+    storage.verify(folder, [file for file in marker.files if file.name in needed])
+    files = storage.TensorFiles(folder)
+
+    def fetch(entry: storage.Entry) -> torch.Tensor:
+        whole = torch.empty(entry.shape, dtype=storage.TORCH_DTYPES[entry.dtype])
+        for chunk in entry.chunks:
+            box = tuple(slice(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes))
+            whole[box].copy_(files.read(chunk, entry.dtype, [0] * len(chunk.sizes), chunk.sizes))
+        return whole
+
+    for name, entry in chosen.items():
+        yield name, tuple(entry.shape), lambda entry=entry: fetch(entry)
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> T:
+    """`work()` on every rank. Where it fails on any, all raise the first failing rank's error: none waits for ever."""
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    if dist.is_initialized():
+        # Other exceptions may not survive pickling.
+        sent = error if error is None or isinstance(error, UserError) else RuntimeError(repr(error))
+        errors: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(errors, sent, group=group)
+        first = next((other for other in errors if other is not None), None)
+    else:
+        first = error
+    if first is not None:
+        raise first from error
+    return result
+
+
+def _prepare(root: Path, folder: Path) -> None:
+    """Frees what killed saves left, before the new one needs the space, and makes the folder."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for other in storage.step_folders(root):
+            if other == folder or not (other / storage.MARKER).exists():
+                storage.tidy(other)
+        folder.mkdir(exist_ok=True)
+        storage.sync_folder(root)
+    except OSError as error:
+        raise UserError(f"checkpoint {folder}: {error}; mend the folder's rights or free disk space") from None
+
+
+def _match(folder: Path, index: storage.Index, tensors: dict[str, torch.Tensor]) -> None:
+    advice = "resume with the model and the optim section that wrote it"
+    for name in sorted(tensors.keys() | index.tensors.keys()):
+        if name not in index.tensors:
+            raise UserError(f"checkpoint {folder}: tensor {name!r} is missing; {advice}")
+        if name not in tensors:
+            raise UserError(f"checkpoint {folder}: tensor {name!r} is unknown to this run; {advice}")
+        stored, here = index.tensors[name], tensors[name]
+        if (stored.shape, stored.dtype) != (list(here.shape), storage.DTYPES.get(here.dtype)):
+            raise UserError(
+                f"checkpoint {folder}: tensor {name!r} is {stored.dtype} {stored.shape}, "
+                f"this run's is {storage.DTYPES.get(here.dtype, here.dtype)} {list(here.shape)}; {advice}"
+            )
