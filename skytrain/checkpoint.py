@@ -62,7 +62,7 @@ def save(
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # One process without a group is meant.
         metadata = dcp.save(
             dict(tensors),
-            storage_writer=Writer(folder, step, scalars, keep),
+            storage_writer=Writer(folder, step, list(tensors), scalars, keep),
             planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=group,
         )
@@ -113,11 +113,12 @@ def resume(
     want: Literal["newest"] | int = "newest",
     *,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Path | None, dict[str, Any], list[str]]:
+) -> tuple[Path | None, dict[str, Any], list[tuple[Path, str]]]:
     """`load`s the newest checkpoint that is complete and intact. Collective.
 
-    Returns its folder, its scalars, and why newer ones were passed over. The folder is None, and `tensors` are
-    untouched, where there is none. A step that is asked for by number is never passed over: its damage is raised.
+    Returns its folder, its scalars, and (folder, reason) of newer ones that were passed over. The folder is None, and
+    `tensors` are untouched, where there is none. A step that is asked for by number is never passed over: its damage
+    is raised.
     """
     listing = [storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]]
     if dist.is_initialized():
@@ -129,15 +130,15 @@ def resume(
         except Damaged as error:
             if want != "newest":
                 raise
-            skipped.append(str(error))
+            skipped.append(error.args)
     return None, {}, skipped
 
 
-def find(root: Path, want: Literal["newest"] | int = "newest") -> tuple[Path, list[str]]:
-    """The newest complete checkpoint, or that of a step, and why newer ones were passed over. On one process.
+def find(root: Path, want: Literal["newest"] | int = "newest") -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest complete checkpoint, or None, and (folder, reason) of newer ones that were passed over.
 
-    UserError where there is none. Sizes are checked, and not the content of tensor files: `load` and `read_tensors`
-    verify what they read.
+    A step that is asked for by number is `Damaged` (a UserError) where it is not complete. Looks at the files' sizes
+    and not into tensor files: `load` and `read_tensors` verify what they read. On one process.
     """
     skipped = []
     for folder in storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]:
@@ -145,20 +146,21 @@ def find(root: Path, want: Literal["newest"] | int = "newest") -> tuple[Path, li
             storage.read_index(folder, storage.read_marker(folder))
             return folder, skipped
         except Damaged as error:
-            skipped.append(str(error))
-    which = "no complete checkpoint" if want == "newest" else f"no complete checkpoint of step {want}"
-    raise UserError("; ".join([f"{root}: {which}", *skipped]))
+            if want != "newest":
+                raise
+            skipped.append(error.args)
+    return None, skipped
 
 
 def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...], Callable[[], torch.Tensor]]]:
-    """(name, shape, fetch) of the tensors whose names start with `prefix`, in the order of their names.
+    """(name, shape, fetch) of the tensors whose names start with `prefix`, in the order in which `save` was given them.
 
     `fetch()` reads the whole tensor into CPU memory, in its stored dtype. Needs no process group. The files that hold
     these tensors are verified first; `Damaged` when one is not intact.
     """
     marker = storage.read_marker(folder)
     index = storage.read_index(folder, marker)
-    chosen = {name: entry for name, entry in sorted(index.tensors.items()) if name.startswith(prefix)}
+    chosen = {name: entry for name, entry in index.tensors.items() if name.startswith(prefix)}
     needed = {chunk.file for entry in chosen.values() for chunk in entry.chunks}
     storage.verify(folder, [file for file in marker.files if file.name in needed])
     files = storage.TensorFiles(folder)

@@ -46,8 +46,8 @@ class Writer(dcp.StorageWriter):
     `Metadata.storage_data`, as DCP's `save` returns it to all ranks, is the list of what failed, in words.
     """
 
-    def __init__(self, folder: Path, step: int, scalars: dict[str, Any], keep: int) -> None:
-        self.folder, self.step, self.scalars, self.keep = folder, step, scalars, keep
+    def __init__(self, folder: Path, step: int, names: list[str], scalars: dict[str, Any], keep: int) -> None:
+        self.folder, self.step, self.names, self.scalars, self.keep = folder, step, names, scalars, keep
 
     def reset(self, checkpoint_id: Any = None) -> None:
         pass
@@ -106,10 +106,11 @@ class Writer(dcp.StorageWriter):
         metadata.storage_data = failures
 
     def _complete(self, metadata: Metadata, results: list[WriteResult]) -> None:
-        tensors = {
-            name: storage.Entry(dtype=storage.DTYPES[entry.properties.dtype], shape=list(entry.size), chunks=[])
-            for name, entry in metadata.state_dict_metadata.items()
-        }
+        tensors = {}
+        for name in self.names:  # Not in the order of the plans, which deals replicas out to the ranks.
+            entry = metadata.state_dict_metadata[name]
+            dtype = storage.DTYPES[entry.properties.dtype]
+            tensors[name] = storage.Entry(dtype=dtype, shape=list(entry.size), chunks=[])
         files = {}
         for result in results:
             file, index = result.storage_data, result.index

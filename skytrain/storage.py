@@ -56,7 +56,11 @@ TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class Damaged(UserError):
-    """The folder is not a complete checkpoint, or its bytes are not those that were written."""
+    """(folder, reason): it is not a complete checkpoint, or its bytes are not those that were written."""
+
+    def __str__(self) -> str:
+        folder, reason = self.args
+        return f"checkpoint {folder}: {reason}; delete this folder or choose another step"
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -127,7 +131,8 @@ def write_tensors(path: Path, tensors: list[tuple[str, torch.dtype, list[int], C
     The tensors come with the widest elements first: each then starts at a multiple of its element's size, without
     which it could not be mapped.
     """
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for key, dtype, shape, _ in tensors:
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[key] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
@@ -235,18 +240,18 @@ def read_marker(folder: Path) -> Marker:
     marker = _decode(folder / MARKER, _read(folder / MARKER, absent="it was never finished"), Marker)
     names = [file.name for file in marker.files]
     if marker.format_version != FORMAT_VERSION:
-        raise Damaged(f"{folder}: format version {marker.format_version}; this skytrain reads {FORMAT_VERSION}")
+        raise Damaged(folder, f"format version {marker.format_version}; this skytrain reads {FORMAT_VERSION}")
     if marker.step != step_of(folder):
-        raise Damaged(f"{folder}: {MARKER} is that of step {marker.step}")
+        raise Damaged(folder, f"{MARKER} is that of step {marker.step}")
     if marker.index not in names or len(set(names)) < len(names) or any("/" in name for name in names):
-        raise Damaged(f"{folder}: {MARKER} lists files that no save wrote")
+        raise Damaged(folder, f"{MARKER} lists files that no save wrote")
     for file in marker.files:
         try:
             size = (folder / file.name).stat().st_size
         except (OSError, ValueError):
-            raise Damaged(f"{folder}: {file.name} is missing") from None
+            raise Damaged(folder, f"{file.name} is missing") from None
         if size != file.bytes:
-            raise Damaged(f"{folder}: {file.name} has {size} bytes, not {file.bytes}")
+            raise Damaged(folder, f"{file.name} has {size} bytes, not {file.bytes}")
     return marker
 
 
@@ -255,7 +260,7 @@ def read_index(folder: Path, marker: Marker) -> Index:
     content = _read(folder / marker.index, absent="the file is gone")
     file = next(file for file in marker.files if file.name == marker.index)
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise Damaged(f"{folder}: {file.name} is corrupt (its sha256 is not the one in {MARKER})")
+        raise Damaged(folder, f"{file.name} is corrupt (its sha256 is not the one in {MARKER})")
     index = _decode(folder / marker.index, content, Index)
     check(folder, index, {file.name for file in marker.files})
     return index
@@ -273,7 +278,7 @@ def check(folder: Path, index: Index, files: set[str]) -> None:
             covered += math.prod(chunk.sizes)
         # DCP's planner does not see a hole: it would leave there what the tensor held before.
         if not good or covered != math.prod(entry.shape):
-            raise Damaged(f"{folder}: the chunks of tensor {name!r} do not make up its shape {entry.shape}")
+            raise Damaged(folder, f"the chunks of tensor {name!r} do not make up its shape {entry.shape}")
 
 
 def verify(folder: Path, files: list[File]) -> None:
@@ -284,9 +289,9 @@ def verify(folder: Path, files: list[File]) -> None:
             with open(folder / file.name, "rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError as error:
-            raise Damaged(f"{folder}: {file.name}: {error.strerror or error}") from None
+            raise Damaged(folder, f"{file.name}: {error.strerror or error}") from None
         if digest != file.sha256:
-            raise Damaged(f"{folder}: {file.name} is corrupt (its sha256 is not the one in {MARKER})")
+            raise Damaged(folder, f"{file.name} is corrupt (its sha256 is not the one in {MARKER})")
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(one, files))
@@ -307,25 +312,25 @@ class TensorFiles:
                 self._opened[chunk.file] = safe_open(path, framework="pt")
             stored = self._opened[chunk.file].get_slice(chunk.key)
             if (stored.get_dtype(), stored.get_shape()) != (dtype, chunk.sizes):
-                raise Damaged(f"{path}: {chunk.key!r} is not the tensor that the index names")
+                raise Damaged(self.folder, f"{chunk.file}: {chunk.key!r} is not the tensor that the index names")
             if not sizes:
                 return self._opened[chunk.file].get_tensor(chunk.key)
             return stored[tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes))]
         except (OSError, SafetensorError) as error:
-            raise Damaged(f"{path}: {error}") from None
+            raise Damaged(self.folder, f"{chunk.file}: {error}") from None
 
 
 def _read(path: Path, absent: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise Damaged(f"{path.parent}: no {path.name}: {absent}") from None
+        raise Damaged(path.parent, f"no {path.name}: {absent}") from None
     except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: {error}") from None
+        raise Damaged(path.parent, f"{path.name}: {error}") from None
 
 
 def _decode(path: Path, content: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.convert(json.loads(content), kind)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise Damaged(f"{path}: not a file that skytrain wrote: {error}") from None
+        raise Damaged(path.parent, f"{path.name} is not a file that skytrain wrote: {error}") from None

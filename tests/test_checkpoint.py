@@ -209,6 +209,7 @@ def test_folder_holds_safetensors_and_json_alone(tmp_path, monkeypatch):
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
+        header.pop("__metadata__")
         assert len({key.partition(".")[0] for key in header}) == 1  # Weights apart from optimizer states.
         for entry in header.values():
             width = (entry["data_offsets"][1] - entry["data_offsets"][0]) // torch.Size(entry["shape"]).numel()
@@ -230,7 +231,7 @@ def test_read_tensors_reads_a_part_and_verifies_it(tmp_path):
     folder = save_one(tmp_path, 10, 1)
     flip(next(path for path in folder.glob("*.safetensors") if "optim.step[]" in header_of(path)), -1)
     read = {name: (shape, fetch()) for name, shape, fetch in checkpoint.read_tensors(folder, "model.")}
-    assert list(read) == sorted(name for name in LAYOUT if name.startswith("model."))
+    assert list(read) == [name for name in LAYOUT if name.startswith("model.")]
     assert all(shape == LAYOUT[name][0] for name, (shape, _) in read.items())
     assert_same({name: tensor for name, (_, tensor) in read.items()}, {name: whole_state(1)[name] for name in read})
     with pytest.raises(Damaged, match="is corrupt"):
@@ -347,7 +348,7 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
     assert "step-00000010" in str(raised.value) and "\n" not in str(raised.value)
     assert_same(got, blank_state())
     found, scalars, skipped = checkpoint.resume(tmp_path, got)
-    assert found.name == "step-00000009" and skipped == [str(raised.value)]
+    assert found.name == "step-00000009" and skipped == [(folder, raised.value.args[1])]
     assert_equal_scalars(scalars)
     assert_same(got, whole_state(1))
     with pytest.raises(UserError, match=words):
@@ -359,13 +360,16 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
 
 
 def test_find_without_any(tmp_path):
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        checkpoint.find(tmp_path / "absent")
+    assert checkpoint.find(tmp_path / "absent") == (None, [])
     assert checkpoint.resume(tmp_path / "absent", blank_state()) == (None, {}, [])
-    save_one(tmp_path, 9, 1)
-    assert checkpoint.find(tmp_path, 9)[0].name == "step-00000009"
-    with pytest.raises(UserError, match="no complete checkpoint of step 8"):
+    folder = save_one(tmp_path, 9, 1)
+    (tmp_path / "step-00000010").mkdir()
+    assert checkpoint.find(tmp_path, 9) == (folder, [])
+    with pytest.raises(UserError, match=r"step-00000008: no complete.json.*choose another step"):
         checkpoint.find(tmp_path, 8)
+    shutil.rmtree(folder)
+    found, skipped = checkpoint.find(tmp_path)
+    assert found is None and [path.name for path, _ in skipped] == ["step-00000010"]
 
 
 def test_other_tensors_than_those_saved_are_named(tmp_path):

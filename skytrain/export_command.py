@@ -1,0 +1,51 @@
+"""`skytrain export RUN [--step N] OUT`: a checkpoint as a Hugging Face folder, on one process without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from skytrain import config
+from skytrain.errors import UserError
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a checkpoint as a Hugging Face folder",
+        description="Writes the weights of a run's checkpoint, as the run's own export would have, into a new folder.",
+    )
+    parser.add_argument("folder", metavar="RUN", type=Path, help="run folder, with config.toml and checkpoints/")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to make")
+    parser.add_argument("--step", type=int, metavar="N", help="of this step (default: the newest complete one)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """UserError: no run, no complete checkpoint, a damaged one, or an `OUT` that cannot be made."""
+    # Not at the top: `skytrain prep` runs where torch is absent.
+    import torch
+
+    from skytrain import checkpoint
+    from skytrain.data.dataset import TokenDataset
+    from skytrain.export import default_system, export
+
+    if not (arguments.folder / "config.toml").is_file():
+        raise UserError(f"{arguments.folder}: no config.toml in it; give the folder that a run's run.dir named")
+    settings = config.load(arguments.folder / "config.toml")
+    root = arguments.folder / "checkpoints"
+    found, passed_over = checkpoint.find(root, "newest" if arguments.step is None else arguments.step)
+    for folder, reason in passed_over:
+        print(f"passed over {folder.name}: {reason}")
+    if found is None:
+        raise UserError(f"{root}: no complete checkpoint; train until checkpoint.every steps are done, or to the end")
+    of_data = TokenDataset.open(settings.data.path).info.system if settings.export.default_system == "dataset" else None
+    prefix = "model."
+    out = export(
+        ((name.removeprefix(prefix), shape, fetch) for name, shape, fetch in checkpoint.read_tensors(found, prefix)),
+        settings.model.path,
+        arguments.out,
+        dtype=getattr(torch, settings.export.dtype),
+        default_system=default_system(settings.export.default_system, of_data),
+    )
+    print(f"exported {found} to {out}")
