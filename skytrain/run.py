@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from skytrain.data.dataset import TokenDataset
 from skytrain.data.packing import CostModel
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
-from skytrain.export import default_system, export
+from skytrain.export import default_system, export, model_tensors
 from skytrain.feed import Feed
 from skytrain.model import CausalLM, ModelConfig
 from skytrain.parallel import World
@@ -149,12 +148,12 @@ def begin(run: Run, *, resume: bool) -> list[str]:
     """Loads the newest checkpoint when resuming, and opens the run folder. Returns lines that tell what was chosen."""
     lines = []
     if resume:
-        found, passed_over = checkpoint.find(run.folder / "checkpoints", "newest")
-        lines += [f"passed over {folder.name}: {reason}" for folder, reason in passed_over]
+        found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
+        lines += [f"resume: passed over {reason}" for reason in passed_over]
         if found is None:
             lines.append("resume: no complete checkpoint, so this run starts at step 0")
         else:
-            run.done = int(checkpoint.load(found, run.state())["step"])
+            run.done = scalars["step"]
             lines.append(f"resume: from {found}")
     if run.world.is_first:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -195,17 +194,10 @@ def write_export(run: Run) -> Path:
     """The model as it is, as a Hugging Face folder. Collective: every rank takes part in gathering each tensor."""
     out = run.folder / "export" / f"step-{run.done:08d}"
     dtype = getattr(torch, run.config.export.dtype)
-
-    def tensors() -> Iterator:
-        for name, p in run.model.named_parameters():
-            # Rounded before it is gathered: half the bytes travel.
-            yield name, tuple(p.shape), lambda p=p: p.detach().to(dtype).full_tensor().cpu()
-
-    export(
-        tensors(), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
+    return export(
+        model_tensors(run.model, dtype), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
         is_writer=run.world.is_first,
     )  # fmt: skip
-    return out
 
 
 def document_lengths(run: Run, rows: list[list[np.ndarray]]) -> np.ndarray:
