@@ -59,7 +59,7 @@ def test_two_ranks_with_four_uneven_micro_batches_equal_one_rank_with_one(optimi
     path = data(tmp_path / "data", folder, documents)
     common = {"batch__documents": 16, **UPDATES[optimizer]}
     whole = runs.settings(folder, path, tmp_path / "one", batch__max_tokens=1024, **common)
-    split = runs.settings(folder, path, tmp_path / "two", batch__max_tokens=52, **common)
+    split = runs.settings(folder, path, tmp_path / "two", batch__max_tokens=44, **common)
     [(one, weights_one)] = run_ranks(1, on_ranks, whole, 5, process_group=False)
     results = run_ranks(2, on_ranks, split, 5, process_group=False)
     assert [step["micro_batches"] for step in one] == [1] * 5
