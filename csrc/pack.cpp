@@ -171,6 +171,7 @@ class Balance {
   void list_parts(Row& row) const {
     const auto& [weight, length] = documents_;
     row.parts.clear();
+    row.parts.reserve(1 + row.documents.size() + kPairsUpTo * (kPairsUpTo - 1) / 2);
     row.parts.push_back({0, 0, -1, -1});
     for (int i : row.documents) row.parts.push_back({weight[i], length[i], i, -1});
     if (row.documents.size() <= kPairsUpTo)
@@ -260,10 +261,10 @@ void pack_step(const int64_t* lengths, const int64_t* costs, int64_t n, int64_t 
   std::vector<int> order(n);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [lengths](int a, int b) { return lengths[a] > lengths[b]; });
-  std::vector<int64_t> length, cost;
-  for (int i : order) {
-    length.push_back(lengths[i]);
-    cost.push_back(costs[i]);
+  std::vector<int64_t> length(n), cost(n);
+  for (int64_t k = 0; k < n; ++k) {
+    length[k] = lengths[order[k]];
+    cost[k] = costs[order[k]];
   }
   const Documents documents{cost, length};
   const int64_t ideal = std::accumulate(costs, costs + n, int64_t{0}) / ranks;
