@@ -24,7 +24,14 @@ except ImportError:
 else:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    extensions.append(CppExtension("skytrain._C", ["csrc/torch_module.cpp"], extra_compile_args=FLAGS))
+    extensions.append(
+        CppExtension(
+            "skytrain._C",
+            ["csrc/torch_module.cpp", "csrc/attention.cpp"],
+            extra_compile_args=FLAGS,
+            depends=["csrc/attention.h", "csrc/attention_kernel.h"],
+        )
+    )
     commands["build_ext"] = BuildExtension
 
 setup(
