@@ -152,16 +152,18 @@ def a_rank_that_cannot_write(root: Path, mesh) -> None:
 def damage_is_raised_on_all(folder: Path, mesh) -> None:
     """Each file is verified by one rank alone; both stop, and nothing is filled."""
     copy = folder.parent.parent / "copy" / folder.name
-    if dist.get_rank() == 0:
-        shutil.copytree(folder, copy)
-        flip(sorted(copy.glob("tensors-*"))[0], -1)
-    dist.barrier()
-    got = spread(blank_state(), mesh)
-    with pytest.raises(Damaged, match=r"tensors-00000-000-\w+.safetensors is corrupt"):
-        checkpoint.load(copy, got)
-    assert_same(got, spread(blank_state(), mesh))
-    found, _, skipped = checkpoint.resume(copy.parent, got)
-    assert found is None and len(skipped) == 1
+    for name in sorted(path.name for path in folder.glob("tensors-*")):
+        if dist.get_rank() == 0:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+            flip(copy / name, -1)
+        dist.barrier()
+        got = spread(blank_state(), mesh)
+        with pytest.raises(Damaged, match=f"{name} is corrupt"):
+            checkpoint.load(copy, got)
+        assert_same(got, spread(blank_state(), mesh))
+        found, _, skipped = checkpoint.resume(copy.parent, got)
+        assert found is None and len(skipped) == 1
 
 
 def four_ranks(root: Path) -> None:
@@ -359,6 +361,19 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
             checkpoint.find(tmp_path, 10)
 
 
+def test_every_file_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(dcp_storage, "FILE_BYTES", 100)
+    folder = save_one(tmp_path, 10, 1)
+    names = [file.name for file in storage.read_marker(folder).files]
+    assert len(names) > 4
+    for name in names:
+        flip(folder / name, -1)
+        with pytest.raises(Damaged, match=f"{name} is corrupt"):
+            checkpoint.load(folder, blank_state())
+        flip(folder / name, -1)
+    load_and_compare(folder, 1)
+
+
 def test_find_without_any(tmp_path):
     assert checkpoint.find(tmp_path / "absent") == (None, [])
     assert checkpoint.resume(tmp_path / "absent", blank_state()) == (None, {}, [])
@@ -402,7 +417,7 @@ def test_retention_keeps_the_newest_complete_ones(tmp_path):
     for step in (1, 2, 3):
         save_one(tmp_path, step, step, keep=2)
     assert steps(tmp_path) == [3, 2]
-    (tmp_path / "step-00000003" / "complete.json").unlink()
+    tensor_file(tmp_path / "step-00000003").unlink()
     (tmp_path / "step-00000007").mkdir()
     (tmp_path / "step-00000007" / "tensors-00000-000-dead.safetensors").write_bytes(b"half")
     (tmp_path / "notes").mkdir()
@@ -412,6 +427,13 @@ def test_retention_keeps_the_newest_complete_ones(tmp_path):
     save_one(tmp_path, 3, 3, keep=1)
     assert steps(tmp_path) == [3]  # Just written: never deleted for a later one.
     load_and_compare(tmp_path / "step-00000003", 3)
+
+
+def test_half_deleted_folder_is_not_complete(tmp_path, monkeypatch):
+    folder = save_one(tmp_path, 1, 1)
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: None)
+    storage.remove(folder)
+    assert not storage.is_complete(folder) and len(list(folder.glob("*.safetensors"))) == 2
 
 
 def test_link_to_another_runs_checkpoint_is_left_whole(tmp_path):
