@@ -89,7 +89,8 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], *, group: dist.ProcessG
         _match(folder, index, tensors)
         world = dist.get_world_size(group) if dist.is_initialized() else 1
         # The largest are dealt out first, so that the shares are even.
-        files = sorted(marker.files, key=lambda file: (-file.bytes, file.name))
+        files = [file for file in marker.files if file.name != marker.index]
+        files.sort(key=lambda file: (-file.bytes, file.name))
         storage.verify(folder, files[_rank(group) :: world])
         return index
 

@@ -20,7 +20,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +165,14 @@ def write_marker(folder: Path, marker: Marker) -> None:
 
 
 def _write(path: Path, content: Iterable[Any]) -> File:
-    """A new file of these bytes, on disk when this returns; none when it fails."""
+    """A new file of these bytes, on disk when this returns."""
     digest, size = hashlib.sha256(), 0
-    try:
-        with open(path, "xb") as file:
-            for part in content:
-                digest.update(part)
-                size += file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
+    with open(path, "xb") as file:
+        for part in content:
+            digest.update(part)
+            size += file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
     return File(name=path.name, bytes=size, sha256=digest.hexdigest())
 
 

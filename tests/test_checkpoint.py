@@ -9,93 +9,32 @@ import os
 import pickle
 import resource
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from checkpoint_states import (
+    LAYOUT,
+    SCALARS,
+    assert_same,
+    bits,
+    blank_state,
+    flip,
+    load_and_compare,
+    save_one,
+    spread,
+    tensor_file,
+    whole_state,
+)
 from ranks import run_ranks
 from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from skytrain import checkpoint, dcp_storage, storage
 from skytrain.errors import UserError
 from skytrain.storage import Damaged
-
-# name -> (shape, dtype, the dimension that is sharded or None for a plain tensor that all ranks hold).
-# 7 and 3 rows leave 4 ranks uneven shards, and some empty ones.
-LAYOUT = {
-    "model.embed_tokens.weight": ((7, 8), torch.float32, 0),
-    "model.norm.weight": ((5,), torch.bfloat16, 0),
-    "model.one_row": ((1, 6), torch.float32, 0),
-    "model.cube": ((4, 3, 5), torch.float16, 1),
-    "model.empty": ((0, 4), torch.float32, 0),
-    "optim.codes.embed_tokens.weight": ((7, 8), torch.uint8, 0),
-    "optim.scales.embed_tokens.weight": ((7, 1), torch.float32, 0),
-    "optim.remainder.embed_tokens.weight": ((7, 8), torch.int16, 0),
-    "optim.plain": ((3, 2), torch.bfloat16, None),
-    "optim.step": ((), torch.float32, None),
-    "optim.count": ((), torch.int64, None),
-}
-SCALARS = {"step": 10, "loss": float("inf"), "lr": 0.1 + 0.2, "names": ["a", "é"], "nothing": None}
-
-
-def whole_state(seed: int) -> dict[str, torch.Tensor]:
-    """Whole tensors of random bits: also NaNs with a payload, infinities, denormals and negative zeros."""
-    random = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, (shape, dtype, _) in LAYOUT.items():
-        count = torch.Size(shape).numel() * dtype.itemsize
-        state[name] = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=random).view(dtype).reshape(shape)
-    return state
-
-
-def blank_state() -> dict[str, torch.Tensor]:
-    return {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype, _) in LAYOUT.items()}
-
-
-def spread(state: dict[str, torch.Tensor], mesh) -> dict[str, torch.Tensor]:
-    """Sharded over the mesh's last dimension and replicated over the others, as FSDP and HSDP place parameters."""
-    placements = {
-        dim: [Replicate()] * (mesh.ndim - 1) + [Shard(dim)] for _, _, dim in LAYOUT.values() if dim is not None
-    }
-    return {
-        # Every rank cuts its own part (src_data_rank): gloo cannot scatter 16-bit integers.
-        name: whole.clone() if dim is None else distribute_tensor(whole, mesh, placements[dim], src_data_rank=None)
-        for (name, whole), (_, _, dim) in zip(state.items(), LAYOUT.values())
-    }
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
-    assert got.keys() == want.keys()
-    for name in want:
-        assert bits(got[name]) == bits(want[name]), name
-
-
-def load_and_compare(folder: Path, seed: int, mesh=None) -> None:
-    want, got = whole_state(seed), blank_state()
-    if mesh is not None:
-        want, got = spread(want, mesh), spread(got, mesh)
-    assert_equal_scalars(checkpoint.load(folder, got))
-    assert_same(got, want)
-
-
-def assert_equal_scalars(scalars) -> None:
-    assert scalars == SCALARS
-
-
-def save_one(root: Path, step: int, seed: int, keep: int = 9) -> Path:
-    return checkpoint.save(root, step, whole_state(seed), SCALARS, keep=keep)
-
 
 # Any number of ranks to any other.
 
@@ -152,16 +91,18 @@ def a_rank_that_cannot_write(root: Path, mesh) -> None:
 def damage_is_raised_on_all(folder: Path, mesh) -> None:
     """Each file is verified by one rank alone; both stop, and nothing is filled."""
     copy = folder.parent.parent / "copy" / folder.name
-    if dist.get_rank() == 0:
-        shutil.copytree(folder, copy)
-        flip(sorted(copy.glob("tensors-*"))[0], -1)
-    dist.barrier()
-    got = spread(blank_state(), mesh)
-    with pytest.raises(Damaged, match=r"tensors-00000-000-\w+.safetensors is corrupt"):
-        checkpoint.load(copy, got)
-    assert_same(got, spread(blank_state(), mesh))
-    found, _, skipped = checkpoint.resume(copy.parent, got)
-    assert found is None and len(skipped) == 1
+    for name in sorted(path.name for path in folder.glob("tensors-*")):
+        if dist.get_rank() == 0:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+            flip(copy / name, -1)
+        dist.barrier()
+        got = spread(blank_state(), mesh)
+        with pytest.raises(Damaged, match=f"{name} is corrupt"):
+            checkpoint.load(copy, got)
+        assert_same(got, spread(blank_state(), mesh))
+        found, _, skipped = checkpoint.resume(copy.parent, got)
+        assert found is None and len(skipped) == 1
 
 
 def four_ranks(root: Path) -> None:
@@ -292,12 +233,6 @@ def test_no_pickle_is_ever_loaded(tmp_path, monkeypatch):
 # Damage.
 
 
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def header_of(path: Path) -> str:
     content = path.read_bytes()
     return content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
@@ -307,10 +242,6 @@ def edit_marker(folder: Path, change) -> None:
     marker = json.loads((folder / "complete.json").read_bytes())
     change(marker)
     (folder / "complete.json").write_text(json.dumps(marker))
-
-
-def tensor_file(folder: Path) -> Path:
-    return sorted(folder.glob("*.safetensors"))[0]
 
 
 def index_file(folder: Path) -> Path:
@@ -349,7 +280,7 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
     assert_same(got, blank_state())
     found, scalars, skipped = checkpoint.resume(tmp_path, got)
     assert found.name == "step-00000009" and skipped == [(folder, raised.value.args[1])]
-    assert_equal_scalars(scalars)
+    assert scalars == SCALARS
     assert_same(got, whole_state(1))
     with pytest.raises(UserError, match=words):
         checkpoint.resume(tmp_path, got, 10)
@@ -357,6 +288,19 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
         assert checkpoint.find(tmp_path) == (found, skipped)
         with pytest.raises(UserError, match=words):
             checkpoint.find(tmp_path, 10)
+
+
+def test_every_file_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(dcp_storage, "FILE_BYTES", 100)
+    folder = save_one(tmp_path, 10, 1)
+    names = [file.name for file in storage.read_marker(folder).files]
+    assert len(names) > 4
+    for name in names:
+        flip(folder / name, -1)
+        with pytest.raises(Damaged, match=f"{name} is corrupt"):
+            checkpoint.load(folder, blank_state())
+        flip(folder / name, -1)
+    load_and_compare(folder, 1)
 
 
 def test_find_without_any(tmp_path):
@@ -389,106 +333,3 @@ def test_other_tensors_than_those_saved_are_named(tmp_path):
         # The wrong model is no damage: an older checkpoint is not tried in its place.
         with pytest.raises(UserError, match=words):
             checkpoint.resume(tmp_path, tensors)
-
-
-# Retention.
-
-
-def steps(root: Path) -> list[int]:
-    return [storage.step_of(folder) for folder in storage.step_folders(root)]
-
-
-def test_retention_keeps_the_newest_complete_ones(tmp_path):
-    for step in (1, 2, 3):
-        save_one(tmp_path, step, step, keep=2)
-    assert steps(tmp_path) == [3, 2]
-    (tmp_path / "step-00000003" / "complete.json").unlink()
-    (tmp_path / "step-00000007").mkdir()
-    (tmp_path / "step-00000007" / "tensors-00000-000-dead.safetensors").write_bytes(b"half")
-    (tmp_path / "notes").mkdir()
-    save_one(tmp_path, 4, 4, keep=2)
-    assert steps(tmp_path) == [4, 2]  # The broken ones are gone and have pushed out no good one.
-    assert (tmp_path / "notes").is_dir()
-    save_one(tmp_path, 3, 3, keep=1)
-    assert steps(tmp_path) == [3]  # Just written: never deleted for a later one.
-    load_and_compare(tmp_path / "step-00000003", 3)
-
-
-def test_link_to_another_runs_checkpoint_is_left_whole(tmp_path):
-    other = save_one(tmp_path / "other", 5, 5)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "step-00000005").symlink_to(other)
-    save_one(tmp_path / "run", 6, 6, keep=1)
-    assert steps(tmp_path / "run") == [6]
-    load_and_compare(other, 5)
-
-
-@pytest.mark.parametrize("fails", ["replace", "fsync"])
-def test_failed_save_leaves_the_older_one_and_nothing_else(tmp_path, monkeypatch, fails):
-    """Disk full while the marker is put in place, or while a file is brought to disk."""
-    save_one(tmp_path, 1, 1)
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for step in (1, 2):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, fails, full if fails == "replace" else lambda fd: full() if is_file(fd) else None)
-            with pytest.raises(UserError, match="No space left on device"):
-                save_one(tmp_path, step, 2, keep=1)
-        assert steps(tmp_path) == [1]
-        load_and_compare(tmp_path / "step-00000001", 1)
-        known = {file.name for file in storage.read_marker(tmp_path / "step-00000001").files}
-        assert set(os.listdir(tmp_path / "step-00000001")) == known | {"complete.json"}
-
-
-def is_file(descriptor: int) -> bool:
-    return not os.path.isdir(f"/proc/self/fd/{descriptor}")
-
-
-def killed_at(operation: int, root: Path, step: int) -> bool:
-    """Saves `step` in a forked child that is killed -9 at its n-th file operation; False when it was not reached."""
-    child = os.fork()
-    if child == 0:
-        left = [operation]
-
-        def hook(event: str, args: tuple) -> None:
-            if event in {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"} and "checkpoints" in str(args):
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        save_one(root, step, step + 100, keep=1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] != 0
-
-
-def kill_everywhere(folder: Path, step: int) -> int:
-    root, operation, seen = folder / "checkpoints", 0, set()
-    while True:
-        shutil.rmtree(root, ignore_errors=True)
-        save_one(root, 1, 1)
-        killed = killed_at(operation, root, step)
-        got = blank_state()
-        found, _, skipped = checkpoint.resume(root, got)
-        new = found.name == f"step-{step:08d}" and bits(got["optim.plain"]) != bits(whole_state(1)["optim.plain"])
-        assert_same(got, whole_state(step + 100 if new else 1))
-        assert new or killed
-        assert bool(skipped) == (len(steps(root)) > 1 and not new)
-        seen.add(new)
-        # The next save leaves nothing of the killed one.
-        last = save_one(root, 3, 3, keep=1)
-        assert steps(root) == [3]
-        assert len(os.listdir(last)) == len(storage.read_marker(last).files) + 1
-        if not killed:
-            assert seen == {True, False}
-            return operation
-        operation += 1
-
-
-@pytest.mark.parametrize("step", [2, 1])
-def test_killed_save_leaves_the_last_good_one(tmp_path, step):
-    """B45: kill -9 at each file operation of a save, of a new step and of one that is replaced: the newest complete
-    one is loaded, bit for bit, the unfinished one is named, and nothing of it stays after the next save."""
-    assert run_ranks(1, kill_everywhere, tmp_path, step, process_group=False)[0] > 12
