@@ -60,18 +60,28 @@ def test_logits_equal_transformers(tmp_path, family, tied):
     close(logits(build(folder), [ids]), expected)
 
 
-@pytest.mark.parametrize(("family", "tied"), CASES)
-def test_logits_equal_transformers_on_two_ranks(tmp_path, family, tied):
-    folder = write_tiny_model(tmp_path, family, tied=tied, shard_bytes=100_000)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> dict:
+    """Per case: the folder, and the logits of C on each of two ranks. One start of the ranks for all cases."""
+    folders = [
+        write_tiny_model(tmp_path_factory.mktemp("model"), family, tied=tied, shard_bytes=100_000)
+        for family, tied in CASES
+    ]
+    return dict(zip(CASES, zip(folders, *run_ranks(2, rank_logits, folders, [C]))))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_on_two_ranks(two_ranks, case):
+    folder, *results = two_ranks[case]
     expected = reference_logits(folder, C)
-    for result in run_ranks(2, rank_logits, folder, [C]):
+    for result in results:
         close(result, expected)
 
 
 def test_logits_equal_transformers_with_hsdp_on_four_ranks(tmp_path):
     folder = write_tiny_model(tmp_path, "qwen2")
     expected = reference_logits(folder, C)
-    for result in run_ranks(4, rank_logits, folder, [C], 2):
+    for (result,) in run_ranks(4, rank_logits, [folder], [C], 2):
         close(result, expected)
 
 

@@ -83,8 +83,9 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
-def rank_logits(folder: Path, documents: list[list[int]], nodes: int = 1) -> Tensor:
-    return logits(build(folder, nodes=nodes), documents)
+def rank_logits(folders: list[Path], documents: list[list[int]], nodes: int = 1) -> list[Tensor]:
+    """Of each folder's model."""
+    return [logits(build(folder, nodes=nodes), documents) for folder in folders]
 
 
 def rank_parameters(folder: Path, nodes: int) -> dict[str, Tensor]:
