@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skytrain.attention import packed_attention
 from skytrain.kernels.linear import linear
-from skytrain.kernels.linear_cross_entropy import linear_cross_entropy
+from skytrain.kernels.linear_cross_entropy import keep_fp32_gradient, linear_cross_entropy
 from skytrain.rotary import Rope, rotary_tables, rotate
 
 
@@ -167,9 +167,8 @@ class Head(nn.Module):
         weight = self.weight if tied_weight is None else tied_weight
         if labels is None:
             return linear(hidden, weight).float()
-        if weight.requires_grad:
-            # Else the autograd engine rounds the fp32 gradient to the weight's bf16 before FSDP2 reduces it.
-            weight.grad_dtype = torch.float32
+        # Else the autograd engine rounds the fp32 gradient to the weight's bf16 before FSDP2 reduces it.
+        keep_fp32_gradient(weight)
         return linear_cross_entropy(hidden, weight, labels, scale=scale, weights=None, chunk_bytes=self.chunk_bytes)
 
 

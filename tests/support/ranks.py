@@ -22,7 +22,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["numpy", "safetensors.torch", "torch", "torch.distributed.fsdp", "torch.distributed.tensor"]
+# torch._dynamo takes seconds, and fully_shard imports it at its first use.
+PRELOADED = [
+    "numpy",
+    "safetensors.torch",
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+]
 
 
 def run_ranks(

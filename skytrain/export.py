@@ -1,0 +1,279 @@
+"""Hugging Face folders out: what transformers and vLLM load as it is, written without ever holding the model.
+
+Two callers: a run on N ranks, where each tensor is gathered from its shards (`model_tensors`), and `skytrain export`,
+where each is read from a checkpoint without a process group. Either way a tensor is fetched, written and let go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from skytrain.data.chat import ChatTokenizer, Refused
+from skytrain.errors import UserError
+from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
+
+DTYPES = {torch.bfloat16: ("BF16", "bfloat16"), torch.float32: ("F32", "float32")}
+# Byte for byte, where the source has them. Never its weights, index, or code.
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+class ExportTensor(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    fetch: Callable[[], Tensor]
+    """The whole tensor on the CPU. On several ranks it is a collective: every rank calls it, in the same order."""
+
+
+def model_tensors(model: nn.Module, dtype: torch.dtype) -> list[ExportTensor]:
+    """The parameters of a model, plain or sharded, to be fetched in `dtype`; all ranks take part in each fetch."""
+
+    def fetch(parameter: Tensor) -> Tensor:
+        # Converted first, so that half the bytes travel.
+        part = parameter.detach().to(dtype)
+        return (part.full_tensor() if isinstance(part, DTensor) else part).cpu()
+
+    return [
+        ExportTensor(name, tuple(parameter.shape), lambda parameter=parameter: fetch(parameter))
+        for name, parameter in model.named_parameters()
+    ]
+
+
+def default_system(setting: str, of_data: str | None) -> str | None:
+    """What the setting export.default_system means: `none`, `dataset` or a text file, read without the white space at
+    its ends. of_data: the system text that all rows of the data set share, None where they share none. UserError."""
+    if setting == "none":
+        return None
+    if setting == "dataset":
+        if of_data is None:
+            raise UserError(
+                "export.default_system = 'dataset': the data set's rows share no one system turn; give a file"
+            )
+        return of_data
+    try:
+        return Path(setting).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"export.default_system = {setting!r}: neither none nor dataset, nor a text file that can be read ({error})"
+        ) from None
+
+
+def export(
+    tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]],
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    default_system: str | None = None,
+    is_writer: bool = True,
+    shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Writes the model folder `out`: weights in `dtype` (bf16 or fp32), configs, tokenizer and chat template.
+
+    `source` is the folder the model came from: its tokenizer files are copied as bytes, its config.json and
+    generation_config.json with the dtype set and the chat's end-of-turn token among the stop tokens. With
+    `default_system` a chat that does not begin with a system turn is rendered as if it began with this one.
+    A shard holds at most `shard_bytes` bytes of tensors (or one larger tensor).
+
+    The folder appears when it is complete and not before. Every rank calls this; the one with `is_writer` writes.
+    UserError: `out` is not an empty place, `source` lacks what is needed, the disk is full.
+    """
+    source, out = Path(source), Path(out)
+    tensors = [ExportTensor(*tensor) for tensor in tensors]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"export: {out} exists and is not empty; choose another folder or remove it")
+    small_files = _small_files(source, dtype, default_system)
+    if not is_writer:
+        for tensor in tensors:
+            tensor.fetch()
+        return out
+    # A sibling, since a rename is atomic within one file system only. What a killed export left is in the way.
+    partial = out.parent / f".{out.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_weights(partial, tensors, dtype, shard_bytes)
+        for name, content in small_files.items():
+            _write(partial / name, lambda file, content=content: file.write(content))
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"export to {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write_weights(folder: Path, tensors: list[ExportTensor], dtype: torch.dtype, shard_bytes: int) -> None:
+    shards = _shards(tensors, dtype, shard_bytes)
+    total = sum(_bytes(tensor, dtype) for tensor in tensors)
+    if (free := shutil.disk_usage(folder).free) < total:
+        raise OSError(f"needs {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+    width = f"{len(shards):05d}"
+    names = [f"model-{i:05d}-of-{width}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE_NAME]
+    for name, shard in zip(names, shards):
+        _write(folder / name, lambda file, shard=shard: _write_shard(file, shard, dtype))
+    if len(shards) > 1:
+        places = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
+        index = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+        _write(folder / INDEX_NAME, lambda file: file.write(index))
+
+
+def _shards(tensors: list[ExportTensor], dtype: torch.dtype, limit: int) -> list[list[ExportTensor]]:
+    """The tensors in their order, cut before each one that would pass the limit."""
+    shards: list[list[ExportTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + _bytes(tensor, dtype) > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += _bytes(tensor, dtype)
+    return shards
+
+
+def _bytes(tensor: ExportTensor, dtype: torch.dtype) -> int:
+    return torch.Size(tensor.shape).numel() * dtype.itemsize
+
+
+def _write_shard(file: BinaryIO, tensors: list[ExportTensor], dtype: torch.dtype) -> None:
+    """The safetensors format, by hand because the library wants all tensors at once: 8 bytes of length, a JSON header
+    padded to a multiple of 8, and the tensors one after another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + _bytes(tensor, dtype)
+        header[tensor.name] = {"dtype": DTYPES[dtype][0], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors:
+        _write_tensor(file, tensor, dtype)
+
+
+def _write_tensor(file: BinaryIO, tensor: ExportTensor, dtype: torch.dtype) -> None:
+    # A function of its own, so that a tensor is gone before the next one is fetched.
+    value = tensor.fetch().to(dtype).contiguous()
+    if tuple(value.shape) != tensor.shape:
+        raise ValueError(f"{tensor.name} came as {tuple(value.shape)}, but {tensor.shape} was announced")
+    # numpy has no bf16, so it is shown bytes.
+    file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _small_files(source: Path, dtype: torch.dtype, default_system: str | None) -> dict[str, bytes]:
+    """Name to content of everything but the weights."""
+    family = read_config(source).model_type
+    config = read_json(source / "config.json")
+    # transformers 4 reads the first, 5 both; a file with neither is from before either.
+    for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
+        config[key] = DTYPES[dtype][1]
+    config.setdefault("model_type", family)
+    config.setdefault("architectures", [ARCHITECTURES[family]])
+    templates = sorted((source / "additional_chat_templates").glob("*.jinja"))
+    paths = [source / name for name in COPIED] + templates
+    files = {str(path.relative_to(source)): path.read_bytes() for path in paths if path.is_file()}
+    if default_system is not None:
+        files |= _with_default_system(source, files, default_system)
+    files["generation_config.json"] = _generation_config(source, config)
+    return {"config.json": _json(config)} | files
+
+
+def _with_default_system(source: Path, files: dict[str, bytes], system: str) -> dict[str, bytes]:
+    """The files that hold chat templates, changed. A folder may hold the template twice (transformers reads the .jinja
+    file first, others tokenizer_config.json): each place is changed."""
+    changed = {
+        name: with_default_system(content.decode(), system).encode()
+        for name, content in files.items()
+        if name.endswith(".jinja")
+    }
+    settings = read_json(source / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
+    template = settings.get("chat_template")
+    if isinstance(template, str):
+        settings["chat_template"] = with_default_system(template, system)
+    elif template:
+        # Several under names: [{"name": ..., "template": ...}].
+        settings["chat_template"] = [
+            entry | {"template": with_default_system(entry["template"], system)} for entry in template
+        ]
+    if template:
+        changed["tokenizer_config.json"] = _json(settings)
+    if not changed:
+        raise UserError(f"{source}: no chat template to put export.default_system into; set it to none")
+    return changed
+
+
+def with_default_system(template: str, system: str) -> str:
+    """The Jinja template that renders messages without a leading system turn as `template` renders them with this one.
+
+    Any system turn in the messages, an empty one too, goes before the default. Nothing else of the rendering changes:
+    transformers drops the newline after a block, so the old template still begins at the start of a line.
+    """
+    # JSON's escapes are Jinja's as well, but for characters beyond 16 bits, so those stay as they are.
+    turn = f"{{'role': 'system', 'content': {json.dumps(system, ensure_ascii=False)}}}"
+    return (
+        "{% if not messages or messages[0]['role'] != 'system' %}"
+        f"{{% set messages = [{turn}] + messages %}}"
+        "{% endif %}\n" + template
+    )
+
+
+def _generation_config(source: Path, config: dict[str, Any]) -> bytes:
+    """The source's, with the token that ends a turn among the stop tokens: a base model's often lack it, and the
+    trained model would talk on past its answer."""
+    path = source / "generation_config.json"
+    stored = read_json(path) if path.is_file() else {}
+    stops = stored.get("eos_token_id", config.get("eos_token_id"))
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    turn = _end_of_turn(source)
+    if path.is_file() and (turn is None or turn in stops):
+        return path.read_bytes()
+    # With this mark transformers would make the settings anew from config.json.
+    stored.pop("_from_model_config", None)
+    stored["eos_token_id"] = stops if turn is None or turn in stops else [turn, *stops]
+    for key in ("bos_token_id", "pad_token_id"):
+        if config.get(key) is not None:
+            stored.setdefault(key, config[key])
+    return _json(stored)
+
+
+def _end_of_turn(source: Path) -> int | None:
+    """The id that ends an assistant's turn in training, None where the folder has no chat template that tells."""
+    if not (source / "tokenizer.json").is_file():
+        return None
+    try:
+        turn = ChatTokenizer.load(source).encode(
+            [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+        )
+    except (Refused, UserError):
+        return None
+    return int(turn.tokens[turn.trained.nonzero()[0][-1]])
