@@ -149,7 +149,7 @@ def begin(run: Run, *, resume: bool) -> list[str]:
     lines = []
     if resume:
         found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
-        lines += [f"resume: passed over {reason}" for reason in passed_over]
+        lines += [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over]
         if found is None:
             lines.append("resume: no complete checkpoint, so this run starts at step 0")
         else:
