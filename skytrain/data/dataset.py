@@ -33,6 +33,8 @@ FORMAT_VERSION = 1
 SHARD_BYTES = 256 << 20
 ARRAYS = {"offsets": ("I64", np.int64), "doc_id": ("I64", np.int64), "tokens": ("U32", np.uint32)}
 ARRAYS["trained"] = ("U8", np.uint8)
+# json.dumps with a default builds an encoder each time.
+_encode_row = json.JSONEncoder(default=str).encode
 REMEDY = "prepare the data set again with skytrain prep tokenize"
 
 
@@ -130,8 +132,8 @@ class DatasetWriter:
         self._trained.write(np.ascontiguousarray(trained, dtype=np.uint8).data)
         self._offsets.append(self._offsets[-1] + n)
         self._doc_ids.append(self._n_docs)
-        self._rows.write(json.dumps(row, default=str) + "\n")
-        n_trained = int(trained.sum(dtype=np.int64))
+        self._rows.write(_encode_row(row) + "\n")
+        n_trained = int(np.count_nonzero(trained))
         self._n_docs += 1
         self._n_tokens += n
         self._n_trained += n_trained

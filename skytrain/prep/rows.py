@@ -1,0 +1,193 @@
+"""Rows of JSON lines, of one JSON array, or of Parquet, each with its place in the file, in bounded memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from skytrain.errors import UserError
+
+BOM = codecs.BOM_UTF8
+CHUNK = 1 << 20
+LARGEST_ROW = 64 << 20
+"""Characters of one element of a JSON array: where none ends within these, the array is broken."""
+
+_decode = json.JSONDecoder().raw_decode
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_BAD_BYTES = re.compile("[\udc80-\udcff]")
+
+
+class Unreadable(Exception):
+    """A row that is not JSON, or not UTF-8; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as it was found. `size`: the bytes of the file that reading it used up, for a progress bar."""
+
+    file: str
+    number: int
+    """From 1: the line of JSON lines, the element of a JSON array, the row of Parquet."""
+    line: int | None
+    size: int
+    data: bytes | dict[str, Any] | Unreadable
+    """A line still to be parsed (so that a worker does it), or the parsed row."""
+
+    @property
+    def where(self) -> str:
+        """For a message: file:line."""
+        if self.line is None:
+            return f"{self.file} row {self.number}"
+        return f"{self.file}:{self.line}" + ("" if self.number == self.line else f" (element {self.number})")
+
+    def parse(self) -> Any:
+        """The row as JSON gives it. Raises `Unreadable`."""
+        if isinstance(self.data, Unreadable):
+            raise self.data
+        if not isinstance(self.data, bytes):
+            return self.data
+        try:
+            return json.loads(self.data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise Unreadable(f"not UTF-8 (byte 0x{self.data[error.start]:02x} in column {error.start + 1})") from None
+        except json.JSONDecodeError as error:
+            raise Unreadable(f"not JSON ({error.msg}, column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits; brackets too deep
+            raise Unreadable(f"not JSON that can be read ({error})") from None
+
+
+def read_rows(path: str | Path) -> Iterator[RawRow]:
+    """All rows of a file, whose kind is told by its first bytes. Raises `UserError` when it cannot be opened."""
+    name = str(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(CHUNK)
+            file.seek(0)
+            if start.startswith(b"PAR1"):
+                yield from _parquet(name, file)
+            elif start.removeprefix(BOM).lstrip()[:1] == b"[":
+                yield from _array(name, file)
+            else:
+                yield from _lines(name, file)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def _lines(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    # In bytes, a line ends at \n alone; text mode would also split at a lone \r, and str.splitlines at U+2028.
+    for number, line in enumerate(file, 1):
+        text = line.removeprefix(BOM) if number == 1 else line
+        if text.strip():
+            yield RawRow(name, number, number, len(line), text)
+
+
+class _Array:
+    """Walks over the elements of one JSON array, holding a part of the file's text around the current position."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        # A byte that is not UTF-8 becomes half a surrogate pair, so that it spoils one row and not the file.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._counted = 1, 0
+        self.bytes_read = file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
+        self._next()
+        self._at += 1  # the bracket that told that this is an array
+
+    def advance(self, number: int) -> bool:
+        """Moves to the element of this number, from 1; False behind the last one. Raises `Unreadable`."""
+        found = self._next()
+        if found == "]":
+            self._at += 1
+            if self._next():
+                raise Unreadable("text after the end of the array")
+            return False
+        if number > 1:
+            if found != ",":
+                raise Unreadable("no comma after the last element" if found else "the array is cut off")
+            self._at += 1
+            self._next()
+        return True
+
+    def line(self) -> int:
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def value(self) -> Any:
+        """The element here, or an `Unreadable` where it alone is spoilt. Raises `Unreadable` where no more follow."""
+        while True:
+            try:
+                value, end = _decode(self._text, self._at)
+                if end < len(self._text) or self._ended:
+                    break
+            except (ValueError, RecursionError) as error:
+                if self._ended or len(self._text) - self._at > LARGEST_ROW:
+                    reason = getattr(error, "msg", error)
+                    raise Unreadable(f"not JSON ({reason}), so nothing behind it can be read") from None
+            self._more()
+        spoilt = _BAD_BYTES.search(self._text, self._at, end)
+        self._at = end
+        return Unreadable(f"not UTF-8 (byte 0x{ord(spoilt[0]) - 0xDC00:02x})") if spoilt else value
+
+    def _next(self) -> str:
+        """The next character that is no blank, or "" at the end. Stays in front of it."""
+        while True:
+            self._at = _BLANKS.match(self._text, self._at).end()
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._more()
+
+    def _more(self) -> None:
+        """Reads on: at least as much as is left, so that trying a long element again and again stays linear."""
+        self.line()
+        self._text = self._text[self._at :]
+        self._at = self._counted = 0
+        raw = self._file.read(max(CHUNK, len(self._text)))
+        self._ended = not raw
+        self.bytes_read += len(raw)
+        self._text += self._decoder.decode(raw, self._ended)
+
+
+def _array(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    array, read, last = _Array(file), 0, False
+    for number in count(1):
+        try:
+            if not array.advance(number):
+                return
+            line = array.line()
+            value = array.value()
+        except Unreadable as error:
+            line, value, last = array.line(), error, True
+        yield RawRow(name, number, line, array.bytes_read - read, value)
+        read = array.bytes_read
+        if last:
+            return
+
+
+def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{name}: reading Parquet needs pyarrow; pip install 'skytrain[prep]'") from None
+    size, number = Path(name).stat().st_size, 0
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        share = size // max(1, table.metadata.num_rows)
+        for batch in table.iter_batches(batch_size=64):
+            for i in range(batch.num_rows):
+                number += 1
+                try:
+                    value: Any = batch.slice(i, 1).to_pylist()[0]
+                except UnicodeDecodeError as error:
+                    value = Unreadable(f"not UTF-8 ({error})")
+                yield RawRow(name, number, None, share, value)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: cannot be read as Parquet after row {number} ({reason})") from None

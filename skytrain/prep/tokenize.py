@@ -1,0 +1,306 @@
+"""`skytrain prep tokenize`: chats in, a tokenised data set out.
+
+Worker processes parse and encode chunks of rows; this process alone reads, counts and writes, in the order of the
+input, so that the data set is the same bytes for any number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skytrain.data.chat import ChatTokenizer
+from skytrain.data.dataset import DatasetInfo, DatasetWriter
+from skytrain.data.ledger import Ledger
+from skytrain.data.messages import Refused, from_row
+from skytrain.errors import UserError
+from skytrain.prep.rows import RawRow, Unreadable, read_rows
+
+CHUNK_ROWS = 256
+CHUNK_BYTES = 1 << 20
+BYTES_A_WORKER = 8 << 20
+"""Input that is worth the start of another process."""
+CONVERSATION_KEYS = ("id", "messages", "conversations", "system", "tools")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one row: kept (no reason), or dropped for a reason with `n_tokens` rendered tokens."""
+
+    where: str
+    row: dict[str, Any]
+    tokens: np.ndarray | None = None
+    trained: np.ndarray | None = None
+    system: str | None = None
+    n_tokens: int = 0
+    reason: str | None = None
+    detail: str = ""
+    unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    tokenizer: ChatTokenizer
+    max_length: int
+
+    def __call__(self, chunk: list[RawRow]) -> list[Outcome]:
+        return [self._encode(raw) for raw in chunk]
+
+    def _encode(self, raw: RawRow) -> Outcome:
+        outcome = Outcome(raw.where, {})
+        try:
+            row = raw.parse()
+            talk = from_row(row)
+            encoded = self.tokenizer.encode_conversation(talk)
+        except Unreadable as error:
+            outcome.reason, outcome.detail, outcome.unreadable = "malformed", str(error), True
+        except Refused as refused:
+            outcome.reason, outcome.detail, outcome.n_tokens = refused.reason, refused.detail, refused.tokens
+        else:
+            outcome.n_tokens = len(encoded.tokens)
+            if outcome.n_tokens > self.max_length:
+                outcome.reason, outcome.detail = "too_long", f"{outcome.n_tokens} tokens, limit {self.max_length}"
+            else:
+                outcome.row = _provenance(raw, row)
+                outcome.tokens, outcome.trained, outcome.system = encoded.tokens, encoded.trained, talk.system
+        return outcome
+
+
+def _provenance(raw: RawRow, row: dict[str, Any]) -> dict[str, Any]:
+    """The line of rows.jsonl: the row's id, its place, and all that it carries beside the conversation."""
+    identity = row.get("id")
+    return {
+        "id": f"{Path(raw.file).name}:{raw.number}" if identity is None else identity,
+        "file": raw.file,
+        "line": raw.number if raw.line is None else raw.line,
+        "provenance": {key: value for key, value in row.items() if key not in CONVERSATION_KEYS and value is not None},
+    }
+
+
+def tokenize(
+    inputs: list[str | Path],
+    model: str | Path,
+    out: str | Path,
+    *,
+    max_length: int = 16384,
+    overlong: Literal["drop", "error"] = "drop",
+    workers: int | None = None,
+    on_error: Literal["error", "drop"] = "error",
+    dedup: bool = True,
+    overwrite: bool = False,
+) -> DatasetInfo:
+    """Writes the data set, prints its ledger, and returns its description.
+
+    `max_length`: in tokens; longer rows are dropped or, with overlong="error", end the run. `workers`: processes;
+    None chooses by the machine and the size of the input. `on_error`: what a row that is no JSON or no UTF-8 does.
+    With more than one worker the calling script needs its `if __name__ == "__main__"`. Raises `UserError`; then, and
+    on Ctrl-C, `out` is as it was before.
+    """
+    if max_length < 2:
+        raise UserError(f"--max-length {max_length}: a document needs 2 tokens for one target")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    sizes = [_size(path) for path in inputs]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or max(1, min(cores, sum(sizes) // BYTES_A_WORKER))
+    now = datetime.now()
+    tokenizer = ChatTokenizer.load(model, now)
+    writer = DatasetWriter(
+        out,
+        tokenizer_sha256=tokenizer.tokenizer_sha256,
+        chat_template_sha256=tokenizer.chat_template_sha256,
+        max_length=max_length,
+        overwrite=overwrite,
+    )
+    with writer, _progress() as progress:
+        stage = _Stage(writer, overlong, on_error, dedup)
+        task = progress.add_task("tokenising", total=sum(sizes))
+        encode = Encoder(tokenizer, max_length)
+        chunks = _chunks(inputs, stage.ledger)
+        with closing(_in_order(chunks, encode, workers, (model, max_length, now))) as results:
+            for size, outcomes in results:
+                for outcome in outcomes:
+                    stage.take(outcome)
+                progress.advance(task, size)
+        progress.stop()
+        return stage.finish()
+
+
+def _size(path: str | Path) -> int:
+    try:
+        if Path(path).is_dir():
+            raise UserError(f"{path}: is a folder; name the files in it")
+        return Path(path).stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def _chunks(inputs: list[str | Path], ledger: Ledger) -> Iterator[list[RawRow]]:
+    """Rows in lots for one worker; the same lots however many workers there are."""
+    chunk: list[RawRow] = []
+    size = 0
+    for path in inputs:
+        for raw in read_rows(path):
+            ledger.read()
+            chunk.append(raw)
+            size += raw.size
+            if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _in_order(
+    chunks: Iterable[list[RawRow]], encode: Encoder, workers: int, recipe: tuple[Any, ...]
+) -> Iterator[tuple[int, list[Outcome]]]:
+    """(bytes of input, outcomes) of each chunk, in order. At most 4 chunks a worker are in memory."""
+    if workers == 1:
+        for chunk in chunks:
+            yield _bytes(chunk), encode(chunk)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, recipe)
+    waiting: deque = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((_bytes(chunk), pool.submit(_in_worker, chunk)))
+            if len(waiting) >= 4 * workers:
+                size, future = waiting.popleft()
+                yield size, future.result()
+        for size, future in waiting:
+            yield size, future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker process died, perhaps for want of memory; try fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _bytes(chunk: list[RawRow]) -> int:
+    return sum(raw.size for raw in chunk)
+
+
+_encoder: Encoder | None = None
+
+
+def _start_worker(model: str | Path, max_length: int, now: datetime) -> None:
+    global _encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches the whole process group: the parent alone answers it. A parent that is killed answers nothing,
+    # so each worker watches for its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _encoder = Encoder(ChatTokenizer.load(model, now), max_length)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _in_worker(chunk: list[RawRow]) -> list[Outcome]:
+    return _encoder(chunk)
+
+
+class _Stage:
+    """Takes outcomes in order: writes, counts, and remembers what was seen (16 bytes of a digest a row)."""
+
+    def __init__(self, writer: DatasetWriter, overlong: str, on_error: str, dedup: bool):
+        self.ledger = Ledger()
+        self._writer, self._overlong, self._on_error, self._dedup = writer, overlong, on_error, dedup
+        self._seen: set[bytes] = set()
+        self._systems: set[str | None] = set()
+        self._examples: dict[str, str] = {}
+
+    def take(self, outcome: Outcome) -> None:
+        where = f"{outcome.where}: {' '.join(outcome.detail.split())}"
+        if outcome.unreadable and self._on_error == "error":
+            raise UserError(f"{where}; mend it, or leave such rows out with --on-error drop")
+        if outcome.reason == "too_long" and self._overlong == "error":
+            raise UserError(f"{where}; raise --max-length, or leave such rows out with --overlong drop")
+        self.ledger.read(0, outcome.n_tokens)
+        reason = outcome.reason
+        if reason is None and self._dedup:
+            digest = hashlib.sha256(outcome.tokens.data).digest()[:16]
+            if digest in self._seen:
+                reason, where = "duplicate", f"{outcome.where}: the same tokens as an earlier row"
+            self._seen.add(digest)
+        if reason is not None:
+            self.ledger.drop(reason, outcome.n_tokens)
+            self._examples.setdefault(reason, where)
+            return
+        self._writer.add(outcome.tokens, outcome.trained, outcome.row)
+        trained = int(outcome.trained.sum(dtype=np.int64))
+        self.ledger.keep(trained, outcome.n_tokens - trained)
+        if len(self._systems) < 2:
+            self._systems.add(outcome.system)
+
+    def finish(self) -> DatasetInfo:
+        print(self.ledger.table(self._examples))
+        system = next(iter(self._systems)) if len(self._systems) == 1 else None
+        info = self._writer.finish(self.ledger, system)
+        print(f"wrote {self._writer.folder}: {info.n_docs:,} documents, {info.n_tokens:,} tokens")
+        return info
+
+
+def register(subparsers: Any) -> None:
+    """Adds `tokenize` to the parsers of `skytrain prep`."""
+    parser = subparsers.add_parser(
+        "tokenize", help="chat data to a tokenised data set", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
+    parser.add_argument("--model", required=True, help="Hugging Face folder with tokenizer and chat template")
+    parser.add_argument("--out", required=True, help="folder of the data set")
+    parser.add_argument("--max-length", type=int, default=16384, help="tokens of the longest row that is kept")
+    parser.add_argument("--overlong", choices=("drop", "error"), default="drop", help="what a longer row does")
+    parser.add_argument("--workers", type=int, help="processes; chosen by cores and size of the input if not given")
+    parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
+    parser.add_argument(
+        "--dedup", action=argparse.BooleanOptionalAction, default=True, help="drop rows of equal tokens"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished data set in --out")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        tokenize(
+            args.inputs,
+            args.model,
+            args.out,
+            max_length=args.max_length,
+            overlong=args.overlong,
+            workers=args.workers,
+            on_error=args.on_error,
+            dedup=args.dedup,
+            overwrite=args.overwrite,
+        )
+    except KeyboardInterrupt:
+        print(f"interrupted; {args.out} is as it was before", file=sys.stderr)
+        return 130
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from None
+    return 0
