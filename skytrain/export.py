@@ -257,7 +257,7 @@ def _generation_config(source: Path, config: dict[str, Any]) -> bytes:
     turn = _end_of_turn(source)
     if path.is_file() and (turn is None or turn in stops):
         return path.read_bytes()
-    # With this mark transformers would make the settings anew from config.json.
+    # With this mark transformers 4 would make the settings anew from config.json.
     stored.pop("_from_model_config", None)
     stored["eos_token_id"] = stops if turn is None or turn in stops else [turn, *stops]
     for key in ("bos_token_id", "pad_token_id"):

@@ -168,12 +168,13 @@ def test_gradients_on_two_ranks_equal_one(tmp_path, tied):
 def test_bf16_compute_reduces_fp32_gradients(tmp_path, tied):
     """The head's fp32 gradient passes autograd and FSDP2 unrounded, also where the head is tied to the embedding."""
     folder = write_tiny_model(tmp_path, "qwen2", tied=tied)
-    _, expected = gradients(build(folder), [A, B], scale=1 / 24)
-    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B]], 1 / 24, torch.bfloat16):
+    _, expected = gradients(build(folder), [A], scale=1 / 18)
+    # One rank has nothing to train: a sum of two ranks' bf16 numbers would need more bits than bf16 has.
+    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B[:1]]], 1 / 18, torch.bfloat16):
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         assert found[name].dtype == torch.float32
         # Rounded to bf16 on the way, every value would have 16 zero bits at its end.
-        unseen = [token for token in range(VOCAB_SIZE) if token not in A + B]
+        unseen = [token for token in range(VOCAB_SIZE) if token not in A + B[:1]]
         assert (found[name][unseen].view(torch.int32) & 0xFFFF).count_nonzero() > 0
         for key, gradient in expected.items():
             close(found[key], gradient, 0.05 * gradient.norm().item())
