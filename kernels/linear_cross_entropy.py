@@ -50,7 +50,7 @@ def linear_cross_entropy(
         scale = scale.to(device=hidden.device, dtype=torch.float32)
     else:
         scale = torch.full((), scale, dtype=torch.float32, device=hidden.device)
-    coefficients = scale.expand(hidden.shape[0]) if weights is None else scale * weights
+    coefficients = scale.expand(hidden.shape[0]) if weights is None else scale * weights.float()
     grad = torch.is_grad_enabled()
     rows = max(1, chunk_bytes // (4 * weight.shape[0]))
     loss, _, _ = _forward(
@@ -85,25 +85,34 @@ def _forward(
     hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, rows: int, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss fp32 scalar, dh like hidden, dW fp32 like weight); a gradient that is not needed is an empty tensor."""
+    # A GPU multiplies 16-bit operands and keeps the fp32 sums. A CPU's 16-bit products are slow: it widens them first.
+    narrow = hidden.is_cuda and hidden.dtype != torch.float32
+    w = weight if narrow else weight.float()
+    keep_sums = {"out_dtype": torch.float32} if narrow else {}
     d_hidden, d_weight = _empty_gradients(hidden, weight, need_hidden, need_weight)
-    d_weight.zero_()
-    loss = hidden.new_zeros((), dtype=torch.float32)
-    w = weight.float()
+    token_loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    z_memory = hidden.new_empty((min(rows, hidden.shape[0]), weight.shape[0]), dtype=torch.float32)
+    dz_memory = torch.empty_like(z_memory, dtype=w.dtype) if narrow else z_memory
     for start in range(0, hidden.shape[0], rows):
-        h = hidden[start : start + rows].float()
-        y = labels[start : start + rows, None]
-        c = coefficients[start : start + rows, None]
-        logits = h @ w.t()
-        logp = torch.log_softmax(logits, 1)
-        loss -= (logp.gather(1, y) * c).sum()
-        dz = logp.exp_()
-        dz.scatter_add_(1, y, dz.new_full((), -1.0).expand_as(y))
-        dz *= c
+        part = slice(start, start + rows)
+        h, y = hidden[part].to(w.dtype), labels[part, None]
+        # In place throughout: z, then z - max, its exponential, and what is left is dz but for a factor a row.
+        z = torch.mm(h, w.t(), out=z_memory[: h.shape[0]], **keep_sums)
+        z -= z.amax(1, keepdim=True)
+        at_label = z.gather(1, y)
+        total = z.exp_().sum(1, keepdim=True)
+        token_loss[part, None] = total.log() - at_label
+        if not (need_hidden or need_weight):
+            continue
+        z.scatter_add_(1, y, -total)
+        dz = torch.mul(z, coefficients[part, None] / total, out=dz_memory[: h.shape[0]])
         if need_hidden:
-            d_hidden[start : start + rows] = dz @ w
+            d_hidden[part] = dz @ w
         if need_weight:
-            d_weight.addmm_(dz.t(), h)
-    return loss, d_hidden, d_weight
+            torch.addmm(d_weight, dz.t(), h, beta=float(start > 0), out=d_weight, **keep_sums)
+    if hidden.shape[0] == 0:
+        d_weight.zero_()
+    return token_loss.dot(coefficients), d_hidden, d_weight
 
 
 def _empty_gradients(hidden: Tensor, weight: Tensor, need_hidden: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
