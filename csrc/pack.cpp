@@ -21,6 +21,7 @@ namespace skytrain {
 namespace {
 
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max() / 2;
+constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
 constexpr int64_t kEffort = 4;      // parts compared in the search, times documents, times rows
 constexpr size_t kPairsUpTo = 6;    // documents in a row beyond which single ones are fine enough to balance it
 constexpr int kCloseEnough = 11;    // the search ends within 2^-11 (0.05%) of a perfect balance
@@ -101,7 +102,7 @@ struct Row {
   int64_t weight = 0, length = 0;
   int group = 0;
   std::vector<int> documents;
-  std::vector<Part> parts;  // by weight, then as listed
+  std::vector<Part> parts;  // by weight, then as listed; after them one of weight kEnd
 };
 
 struct Exchange {
@@ -117,6 +118,7 @@ class Balance {
       : documents_(documents), limit_(limit), group_size_(group_size),
         effort_(kEffort * documents.size() * groups * group_size), rows_(groups * group_size),
         order_(groups * group_size), levels_(groups) {
+    for (Row& row : rows_) row.documents.reserve(2 + row_of.size() / rows_.size());
     // Lightest first, so that list_parts finds its parts nearly sorted.
     for (int i = documents_.size() - 1; i >= 0; --i) {
       Row& row = rows_[row_of[i]];
@@ -171,7 +173,7 @@ class Balance {
   void list_parts(Row& row) const {
     const auto& [weight, length] = documents_;
     row.parts.clear();
-    row.parts.reserve(1 + row.documents.size() + kPairsUpTo * (kPairsUpTo - 1) / 2);
+    row.parts.reserve(2 + row.documents.size() + kPairsUpTo * (kPairsUpTo - 1) / 2);
     row.parts.push_back({0, 0, -1, -1});
     for (int i : row.documents) row.parts.push_back({weight[i], length[i], i, -1});
     if (row.documents.size() <= kPairsUpTo)
@@ -184,6 +186,7 @@ class Balance {
     for (size_t k = 1; k < row.parts.size(); ++k)
       for (size_t l = k; l > 0 && row.parts[l].weight < row.parts[l - 1].weight; --l)
         std::swap(row.parts[l], row.parts[l - 1]);
+    row.parts.push_back({kEnd, 0, -1, -1});
   }
 
   // One exchange for the heaviest row of group g; false if none helps.
@@ -211,17 +214,17 @@ class Balance {
       const Row& b = rows_[r];
       const int64_t slack = levels_[b.group] - b.weight;
       if (r == top || slack / 2 <= best.margin) continue;
-      effort_ -= static_cast<int64_t>(a.parts.size() + b.parts.size());
-      size_t low = 0;
-      for (const Part& give : a.parts) {
+      const Part *low = b.parts.data(), *end = low + b.parts.size() - 1;
+      effort_ -= static_cast<int64_t>(a.parts.size() + b.parts.size()) - 2;
+      for (const Part* give = a.parts.data(); give->weight != kEnd; ++give) {
         // A larger margin than the best needs best.margin < give - take < slack - best.margin: a window that moves up.
-        while (low < b.parts.size() && b.parts[low].weight <= give.weight - slack + best.margin) ++low;
-        for (size_t k = low; k < b.parts.size() && b.parts[k].weight < give.weight - best.margin; ++k) {
-          const Part& take = b.parts[k];
-          const int64_t moved = give.weight - take.weight, tokens = give.length - take.length;
+        while (low->weight <= give->weight - slack + best.margin) ++low;
+        if (low == end) break;
+        for (const Part* take = low; take->weight < give->weight - best.margin; ++take) {
+          const int64_t moved = give->weight - take->weight, tokens = give->length - take->length;
           const int64_t margin = std::min(moved, slack - moved);
           if (margin > best.margin && b.length + tokens <= limit_ && a.length - tokens <= limit_)
-            best = {margin, r, give, take};
+            best = {margin, r, *give, *take};
         }
       }
     }

@@ -29,6 +29,18 @@ class StepPlan:
     """Trained tokens of the step, over all ranks: the loss's denominator."""
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    epoch: int
+    order: np.ndarray
+    """int64 [n], documents; the lengths and costs are in this order too."""
+    lengths: np.ndarray
+    costs: np.ndarray
+    step_tokens: np.ndarray
+    """int64 [steps]"""
+    step_targets: np.ndarray
+
+
 class Planner:
     """Plans of all steps of a run.
 
@@ -62,7 +74,7 @@ class Planner:
         self.ranks, self.max_tokens, self.seed = ranks, max_tokens, seed
         self.documents, self.tokens = documents, tokens
         self._costs = cost.integers(self.lengths, max_tokens)
-        self._order: tuple[int, np.ndarray] | None = None
+        self._latest: _Epoch | None = None
         # Where each epoch begins, in steps of the run. With `tokens`, epochs differ in their number of steps.
         self._starts = [0]
         self._ends: list[np.ndarray] = []
@@ -87,34 +99,40 @@ class Planner:
     def step(self, step: int) -> StepPlan:
         """The plan of one step, 0 <= step < total_steps, whatever was asked for before."""
         epoch, index = self.locate(step)
-        ends = self._ends[epoch]
-        chosen = self._epoch_order(epoch)[ends[index - 1] if index else 0 : ends[index]]
-        lengths = self.lengths[chosen]
-        slots = pack_step(lengths, self._costs[chosen], self.ranks, self.max_tokens)
-        by_slot = chosen[slots.argsort(kind="stable")]
+        whole = self._epoch(epoch)
+        here = slice(self._ends[epoch][index - 1] if index else 0, self._ends[epoch][index])
+        slots = pack_step(whole.lengths[here], whole.costs[here], self.ranks, self.max_tokens)
+        by_slot = whole.order[here][slots.argsort(kind="stable")]
         counts = np.bincount(slots).tolist()
         counts += [0] * (-len(counts) % self.ranks)
-        cuts = pairwise(accumulate(counts, initial=0))
-        flat = [by_slot[start:end] for start, end in cuts]
+        flat = [by_slot[start:end] for start, end in pairwise(accumulate(counts, initial=0))]
         rows = [flat[first : first + self.ranks] for first in range(0, len(flat), self.ranks)]
-        return StepPlan(epoch, index, rows, int(lengths.sum()), int(self.targets[chosen].sum()))
+        return StepPlan(epoch, index, rows, int(whole.step_tokens[index]), int(whole.step_targets[index]))
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        """Documents in the order of an epoch, int64 [n]; the last one asked for is kept."""
-        cached = self._order
-        if cached is None or cached[0] != epoch:
-            # Sorted random keys rather than Generator.permutation: numpy may change the stream of a Generator's
-            # methods between releases, but not that of a bit generator, and a run may be resumed with another numpy.
-            keys = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(len(self.lengths))
-            cached = self._order = (epoch, np.argsort(keys, kind="stable"))
-        return cached[1]
+    def _epoch(self, epoch: int) -> _Epoch:
+        """The last one asked for is kept: steps are asked for in order."""
+        latest = self._latest
+        if latest is None or latest.epoch != epoch:
+            order, starts = self._order(epoch), [0, *self._ends[epoch][:-1]]
+            lengths, costs = self.lengths[order], self._costs[order]
+            step_targets = np.add.reduceat(self.targets[order], starts)
+            latest = _Epoch(epoch, order, lengths, costs, np.add.reduceat(lengths, starts), step_targets)
+            self._latest = latest
+        return latest
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Documents in the order of an epoch, int64 [n]."""
+        # Sorted random keys rather than Generator.permutation: numpy may change the stream of a Generator's
+        # methods between releases, but not that of a bit generator, and a run may be resumed with another numpy.
+        keys = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(len(self.lengths))
+        return np.argsort(keys, kind="stable")
 
     def _step_ends(self, epoch: int) -> np.ndarray:
         """Where each step of an epoch ends in its order, int64 [steps]."""
         n = len(self.lengths)
         if self.documents is not None:
             return np.minimum(np.arange(self.documents, n + self.documents, self.documents), n)
-        through = np.cumsum(self.lengths[self._epoch_order(epoch)])
+        through = np.cumsum(self.lengths[self._order(epoch)])
         ends = [0]
         while ends[-1] < n:
             before = through[ends[-1] - 1] if ends[-1] else 0
