@@ -137,7 +137,13 @@ def write_llama3(
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin_of_text|>",
-        "eos_token": {"__type": "AddedToken", "content": "<|eot_id|>", "lstrip": False, "normalized": False, "rstrip": False},
+        "eos_token": {
+            "__type": "AddedToken",
+            "content": "<|eot_id|>",
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+        },
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": 131072,
     }
