@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from skytrain.attention import resolve_backend
+from skytrain.data.batch import pack_row
 from skytrain.export import export, model_tensors
 from skytrain.hf import load_weights, read_config
 from skytrain.model import CausalLM
@@ -52,25 +54,32 @@ def _shard(model: CausalLM, param_dtype: torch.dtype | None, nodes: int) -> None
             module.set_force_sum_reduction_for_comms(True)
 
 
+class Documents:
+    """Documents of which every token is trained, as a data set gives them."""
+
+    def __init__(self, documents: list[list[int]]) -> None:
+        self.documents = documents
+
+    def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.array(self.documents[index], np.uint32)
+        return tokens, np.ones(len(tokens), np.uint8)
+
+
 def packed(documents: list[list[int]]) -> dict:
-    """The forward arguments of documents packed into one row."""
-    lengths = [len(document) for document in documents]
+    """The forward arguments of documents packed into one row, in this order."""
+    row = pack_row(Documents(documents), np.arange(len(documents)))
     return {
-        "input_ids": torch.cat([torch.tensor(document) for document in documents]),
-        "positions": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "max_seqlen": max(lengths),
+        "input_ids": torch.from_numpy(row.input_ids),
+        "positions": torch.from_numpy(row.positions),
+        "cu_seqlens": torch.from_numpy(row.cu_seqlens),
+        "max_seqlen": row.max_seqlen,
     }
 
 
 def targets(documents: list[list[int]]) -> dict:
-    """Every token but each document's first is a target."""
-    index, labels, start = [], [], 0
-    for document in documents:
-        index += range(start, start + len(document) - 1)
-        labels += document[1:]
-        start += len(document)
-    return {"target_index": torch.tensor(index, dtype=torch.int64), "labels": torch.tensor(labels, dtype=torch.int64)}
+    """The arguments that make it a loss: every token but each document's first is a target."""
+    row = pack_row(Documents(documents), np.arange(len(documents)))
+    return {"target_index": torch.from_numpy(row.target_index), "labels": torch.from_numpy(row.labels)}
 
 
 def logits(model: CausalLM, documents: list[list[int]]) -> Tensor:
