@@ -274,7 +274,7 @@ def test_b54_meta_initialisation_leaves_no_junk(tmp_path, family):
 
 
 def test_flops_are_those_of_the_matrix_products(tmp_path):
-    """Against torch's count of transformers' model, whose plain attention does the full square: twice the causal half."""
+    """Against torch's count of transformers' model, whose plain attention does the full square, twice the causal half."""
     folder = write_tiny_model(tmp_path, "qwen3")
     oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter:
