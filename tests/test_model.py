@@ -169,7 +169,7 @@ def test_bf16_compute_reduces_fp32_gradients(tmp_path, tied):
     folder = write_tiny_model(tmp_path, "qwen2", tied=tied)
     _, expected = gradients(build(folder), [A], scale=1 / 18)
     # One rank has nothing to train: a sum of two ranks' bf16 numbers would need more bits than bf16 has.
-    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B[:1]]], 1 / 18, torch.bfloat16):
+    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B[:1]]], 1 / 18, "bfloat16"):
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         assert found[name].dtype == torch.float32
         # Rounded to bf16 on the way, every value would have 16 zero bits at its end.
@@ -274,7 +274,7 @@ def test_b54_meta_initialisation_leaves_no_junk(tmp_path, family):
 
 
 def test_flops_are_those_of_the_matrix_products(tmp_path):
-    """Against torch's count of transformers' model, whose plain attention does the full square, twice the causal half."""
+    """Against torch's count of transformers' model, whose plain attention does the full square: twice the half."""
     folder = write_tiny_model(tmp_path, "qwen3")
     oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter:

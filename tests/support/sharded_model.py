@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from skytrain import config, parallel
 from skytrain.attention import resolve_backend
 from skytrain.data.batch import pack_row
 from skytrain.export import export, model_tensors
@@ -22,36 +22,32 @@ from skytrain.hf import load_weights, read_config
 from skytrain.model import CausalLM
 
 
-def build(
-    folder: str | Path, *, backend: str = "auto", param_dtype: torch.dtype | None = None, nodes: int = 1
-) -> CausalLM:
-    """The model of a folder in fp32: on the meta device, sharded in its groups (given a process group), then filled."""
-    config = read_config(folder)
+def build(folder: str | Path, *, backend: str = "auto", dtype: str = "float32", nodes: int = 1) -> CausalLM:
+    """The model of a folder, fp32: on the meta device, sharded as a run's (given a process group), then filled.
+
+    `dtype` is of compute and counts only when sharded; `nodes` are groups of ranks that hold replicas.
+    """
     with torch.device("meta"):
-        model = CausalLM(config, attention_backend=resolve_backend(backend, "cpu"), head_chunk_bytes=1 << 20)
+        model = CausalLM(
+            read_config(folder), attention_backend=resolve_backend(backend, "cpu"), head_chunk_bytes=1 << 20
+        )
     if dist.is_initialized():
-        _shard(model, param_dtype, nodes)
+        settings = config.Config(
+            run=config.Run(dir=""),
+            model=config.Model(path=str(folder)),
+            data=config.Data(path=""),
+            batch=config.Batch(documents=1),
+            train=config.Train(dtype=dtype),
+        )
+        ranks = dist.get_world_size()
+        if nodes > 1:
+            mesh = init_device_mesh("cpu", (nodes, ranks // nodes), mesh_dim_names=("replicate", "shard"))
+        else:
+            mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",))
+        parallel.shard(model, parallel.World(dist.get_rank(), ranks, torch.device("cpu"), nodes, mesh), settings)
     model.to_empty(device="cpu")
     load_weights(model, folder)
     return model
-
-
-def _shard(model: CausalLM, param_dtype: torch.dtype | None, nodes: int) -> None:
-    world = dist.get_world_size()
-    if nodes > 1:
-        mesh = init_device_mesh("cpu", (nodes, world // nodes), mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh("cpu", (world,))
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    groups = [*model.model.layers, model.model.norm]
-    if not model.config.tie_word_embeddings:
-        groups += [model.model.embed_tokens, model.lm_head]
-    for group in [*groups, model]:
-        fully_shard(group, mesh=mesh, mp_policy=policy)
-    for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
 
 
 class Documents:
@@ -115,10 +111,10 @@ def gradients(model: CausalLM, documents: list[list[int]], scale: float) -> tupl
 
 
 def rank_gradients(
-    folder: Path, rows: list[list[list[int]]], scale: float, param_dtype: torch.dtype | None = None
+    folder: Path, rows: list[list[list[int]]], scale: float, dtype: str = "float32"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """As `gradients`, for the row of each rank."""
-    return gradients(build(folder, param_dtype=param_dtype), rows[dist.get_rank()], scale)
+    return gradients(build(folder, dtype=dtype), rows[dist.get_rank()], scale)
 
 
 def rank_train_and_export(folder: Path, out: Path, steps: list[list[list[int]]], lr: float) -> Tensor:
