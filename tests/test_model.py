@@ -17,10 +17,8 @@ from sharded_model import (
     rank_gradients,
     rank_logits,
     rank_poisoned_loss,
-    targets,
 )
 from tiny_models import FAMILIES, VOCAB_SIZE, write_tiny_model
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from skytrain.flops import flop_coefficients, model_flops
@@ -94,10 +92,11 @@ def test_attention_bias_is_followed_as_in_transformers(tmp_path, family):
     close(logits(model, [A]), reference_logits(folder, A))
 
 
-def test_b16_documents_of_a_row_do_not_see_each_other(tmp_path):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_b16_documents_of_a_row_do_not_see_each_other(tmp_path, backend):
     """B16: packed logits equal each document's alone, and changing A leaves B's and C's bit-equal."""
     folder = write_tiny_model(tmp_path, "qwen2")
-    model = build(folder)
+    model = build(folder, backend=backend)
     row = logits(model, [A, B, C])
     close(row, torch.cat([reference_logits(folder, ids) for ids in (A, B, C)]))
     close(torch.cat([logits(model, [A, B]), logits(model, [C])]), row)
@@ -170,7 +169,7 @@ def test_bf16_compute_reduces_fp32_gradients(tmp_path, tied):
     folder = write_tiny_model(tmp_path, "qwen2", tied=tied)
     _, expected = gradients(build(folder), [A], scale=1 / 18)
     # One rank has nothing to train: a sum of two ranks' bf16 numbers would need more bits than bf16 has.
-    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B[:1]]], 1 / 18, torch.bfloat16):
+    for _, found in run_ranks(2, rank_gradients, folder, [[A], [B[:1]]], 1 / 18, "bfloat16"):
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         assert found[name].dtype == torch.float32
         # Rounded to bf16 on the way, every value would have 16 zero bits at its end.
@@ -275,11 +274,13 @@ def test_b54_meta_initialisation_leaves_no_junk(tmp_path, family):
 
 
 def test_flops_are_those_of_the_matrix_products(tmp_path):
-    """Against torch's counter, which counts the full square of attention: twice the causal half."""
+    """Against torch's count of transformers' model, whose plain attention does the full square: twice the half."""
     folder = write_tiny_model(tmp_path, "qwen3")
-    config, model = read_config(folder), build(folder, backend="reference")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(**packed([A, C])).sum().backward()
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        for ids in (A, C):
+            oracle(torch.tensor([ids])).logits.sum().backward()
+    config = read_config(folder)
     linear, quadratic = flop_coefficients(config)
     squares = len(A) ** 2 + len(C) ** 2
     assert counter.get_total_flops() == linear * len(A + C) + 2 * quadratic * squares
@@ -301,9 +302,3 @@ def test_flops_of_qwen2_5_32b_are_near_six_times_its_parameters(tmp_path):
     # 32.76 B parameters, of which the embedding (0.78 B) is looked up; norms and biases are in the rounding.
     assert linear / 6 == pytest.approx(32.76e9 - 152064 * 5120, rel=1e-3)
     assert quadratic == 6 * 64 * 5120
-
-
-def test_targets_index_rows_before_the_next_token():
-    # Guards the helper above, which the loss tests stand on.
-    assert targets([[1, 2, 3], [4, 5]])["target_index"].tolist() == [0, 1, 3]
-    assert targets([[1, 2, 3], [4, 5]])["labels"].tolist() == [2, 3, 5]

@@ -7,70 +7,75 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from skytrain import config, parallel
 from skytrain.attention import resolve_backend
+from skytrain.data.batch import pack_row
 from skytrain.export import export, model_tensors
 from skytrain.hf import load_weights, read_config
 from skytrain.model import CausalLM
 
 
-def build(
-    folder: str | Path, *, backend: str = "auto", param_dtype: torch.dtype | None = None, nodes: int = 1
-) -> CausalLM:
-    """The model of a folder in fp32: on the meta device, sharded in its groups (given a process group), then filled."""
-    config = read_config(folder)
+def build(folder: str | Path, *, backend: str = "auto", dtype: str = "float32", nodes: int = 1) -> CausalLM:
+    """The model of a folder, fp32: on the meta device, sharded as a run's (given a process group), then filled.
+
+    `dtype` is of compute and counts only when sharded; `nodes` are groups of ranks that hold replicas.
+    """
     with torch.device("meta"):
-        model = CausalLM(config, attention_backend=resolve_backend(backend, "cpu"), head_chunk_bytes=1 << 20)
+        model = CausalLM(
+            read_config(folder), attention_backend=resolve_backend(backend, "cpu"), head_chunk_bytes=1 << 20
+        )
     if dist.is_initialized():
-        _shard(model, param_dtype, nodes)
+        settings = config.Config(
+            run=config.Run(dir=""),
+            model=config.Model(path=str(folder)),
+            data=config.Data(path=""),
+            batch=config.Batch(documents=1),
+            train=config.Train(dtype=dtype),
+        )
+        ranks = dist.get_world_size()
+        if nodes > 1:
+            mesh = init_device_mesh("cpu", (nodes, ranks // nodes), mesh_dim_names=("replicate", "shard"))
+        else:
+            mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",))
+        parallel.shard(model, parallel.World(dist.get_rank(), ranks, torch.device("cpu"), nodes, mesh), settings)
     model.to_empty(device="cpu")
     load_weights(model, folder)
     return model
 
 
-def _shard(model: CausalLM, param_dtype: torch.dtype | None, nodes: int) -> None:
-    world = dist.get_world_size()
-    if nodes > 1:
-        mesh = init_device_mesh("cpu", (nodes, world // nodes), mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh("cpu", (world,))
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    groups = [*model.model.layers, model.model.norm]
-    if not model.config.tie_word_embeddings:
-        groups += [model.model.embed_tokens, model.lm_head]
-    for group in [*groups, model]:
-        fully_shard(group, mesh=mesh, mp_policy=policy)
-    for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+class Documents:
+    """Documents of which every token is trained, as a data set gives them."""
+
+    def __init__(self, documents: list[list[int]]) -> None:
+        self.documents = documents
+
+    def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.array(self.documents[index], np.uint32)
+        return tokens, np.ones(len(tokens), np.uint8)
 
 
 def packed(documents: list[list[int]]) -> dict:
-    """The forward arguments of documents packed into one row."""
-    lengths = [len(document) for document in documents]
+    """The forward arguments of documents packed into one row, in this order."""
+    row = pack_row(Documents(documents), np.arange(len(documents)))
     return {
-        "input_ids": torch.cat([torch.tensor(document) for document in documents]),
-        "positions": torch.cat([torch.arange(length) for length in lengths]),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "max_seqlen": max(lengths),
+        "input_ids": torch.from_numpy(row.input_ids),
+        "positions": torch.from_numpy(row.positions),
+        "cu_seqlens": torch.from_numpy(row.cu_seqlens),
+        "max_seqlen": row.max_seqlen,
     }
 
 
 def targets(documents: list[list[int]]) -> dict:
-    """Every token but each document's first is a target."""
-    index, labels, start = [], [], 0
-    for document in documents:
-        index += range(start, start + len(document) - 1)
-        labels += document[1:]
-        start += len(document)
-    return {"target_index": torch.tensor(index, dtype=torch.int64), "labels": torch.tensor(labels, dtype=torch.int64)}
+    """The arguments that make it a loss: every token but each document's first is a target."""
+    row = pack_row(Documents(documents), np.arange(len(documents)))
+    return {"target_index": torch.from_numpy(row.target_index), "labels": torch.from_numpy(row.labels)}
 
 
 def logits(model: CausalLM, documents: list[list[int]]) -> Tensor:
@@ -106,10 +111,10 @@ def gradients(model: CausalLM, documents: list[list[int]], scale: float) -> tupl
 
 
 def rank_gradients(
-    folder: Path, rows: list[list[list[int]]], scale: float, param_dtype: torch.dtype | None = None
+    folder: Path, rows: list[list[list[int]]], scale: float, dtype: str = "float32"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """As `gradients`, for the row of each rank."""
-    return gradients(build(folder, param_dtype=param_dtype), rows[dist.get_rank()], scale)
+    return gradients(build(folder, dtype=dtype), rows[dist.get_rank()], scale)
 
 
 def rank_train_and_export(folder: Path, out: Path, steps: list[list[list[int]]], lr: float) -> Tensor:
