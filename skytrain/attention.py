@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import math
 
 import torch
@@ -49,7 +50,7 @@ def resolve_backend(name: str, device: str | torch.device) -> str:
     device = torch.device(device)
     if name != "auto":
         if name not in BACKENDS:
-            raise UserError(f"attention.backend = {name!r}: there is none of this name; give one of {', '.join(BACKENDS)}")
+            raise UserError(f"attention.backend = {name!r}: no such back end; give one of {', '.join(BACKENDS)}")
         if reason := _obstacle(name, device):
             raise UserError(f"attention.backend = {name!r} cannot run here: {reason}")
         return name
@@ -157,7 +158,7 @@ def _cpu_backward(d_out, q, k, v, out, lse, cu_seqlens, max_seqlen, scale):
 
 def _documents(cu_seqlens: Tensor) -> list[slice]:
     bounds = cu_seqlens.tolist()
-    return [slice(begin, end) for begin, end in zip(bounds, bounds[1:]) if begin < end]
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
 
 def _wide(x: Tensor) -> torch.dtype:

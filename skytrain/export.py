@@ -7,21 +7,21 @@ where each is read from a checkpoint without a process group. Either way a tenso
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from skytrain import storage
 from skytrain.data.chat import ChatTokenizer, Refused
 from skytrain.errors import UserError
 from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
 
-DTYPES = {torch.bfloat16: ("BF16", "bfloat16"), torch.float32: ("F32", "float32")}
+DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 # Byte for byte, where the source has them. Never its weights, index, or code.
 COPIED = (
     "tokenizer.json",
@@ -111,7 +111,8 @@ def export(
         partial.mkdir(parents=True)
         _write_weights(partial, tensors, dtype, shard_bytes)
         for name, content in small_files.items():
-            _write(partial / name, lambda file, content=content: file.write(content))
+            (partial / name).parent.mkdir(exist_ok=True)
+            storage.write_file(partial / name, [content])
         partial.rename(out)
     except OSError as error:
         raise UserError(f"export to {out}: {error.strerror or error}") from error
@@ -130,11 +131,12 @@ def _write_weights(folder: Path, tensors: list[ExportTensor], dtype: torch.dtype
     if len(shards) == 1:
         names = [SINGLE_NAME]
     for name, shard in zip(names, shards):
-        _write(folder / name, lambda file, shard=shard: _write_shard(file, shard, dtype))
+        entries = [(t.name, dtype, list(t.shape), lambda t=t: _fetched(t, dtype)) for t in shard]
+        storage.write_tensors(folder / name, entries)
     if len(shards) > 1:
         places = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
         index = _json({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-        _write(folder / INDEX_NAME, lambda file: file.write(index))
+        storage.write_file(folder / INDEX_NAME, [index])
 
 
 def _shards(tensors: list[ExportTensor], dtype: torch.dtype, limit: int) -> list[list[ExportTensor]]:
@@ -154,36 +156,11 @@ def _bytes(tensor: ExportTensor, dtype: torch.dtype) -> int:
     return torch.Size(tensor.shape).numel() * dtype.itemsize
 
 
-def _write_shard(file: BinaryIO, tensors: list[ExportTensor], dtype: torch.dtype) -> None:
-    """The safetensors format, by hand because the library wants all tensors at once: 8 bytes of length, a JSON header
-    padded to a multiple of 8, and the tensors one after another."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + _bytes(tensor, dtype)
-        header[tensor.name] = {"dtype": DTYPES[dtype][0], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors:
-        _write_tensor(file, tensor, dtype)
-
-
-def _write_tensor(file: BinaryIO, tensor: ExportTensor, dtype: torch.dtype) -> None:
-    # A function of its own, so that a tensor is gone before the next one is fetched.
-    value = tensor.fetch().to(dtype).contiguous()
+def _fetched(tensor: ExportTensor, dtype: torch.dtype) -> Tensor:
+    value = tensor.fetch().to(dtype)
     if tuple(value.shape) != tensor.shape:
         raise ValueError(f"{tensor.name} came as {tuple(value.shape)}, but {tensor.shape} was announced")
-    # numpy has no bf16, so it is shown bytes.
-    file.write(value.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    return value
 
 
 def _json(value: Any) -> bytes:
@@ -196,7 +173,7 @@ def _small_files(source: Path, dtype: torch.dtype, default_system: str | None) -
     config = read_json(source / "config.json")
     # transformers 4 reads the first, 5 both; a file with neither is from before either.
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
-        config[key] = DTYPES[dtype][1]
+        config[key] = DTYPES[dtype]
     config.setdefault("model_type", family)
     config.setdefault("architectures", [ARCHITECTURES[family]])
     templates = sorted((source / "additional_chat_templates").glob("*.jinja"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from skytrain import attention, checkpoint, config, flops, hf, optim, parallel
@@ -193,6 +194,12 @@ def save(run: Run) -> Path:
 def write_export(run: Run) -> Path:
     """The model as it is, as a Hugging Face folder. Collective: every rank takes part in gathering each tensor."""
     out = run.folder / "export" / f"step-{run.done:08d}"
+    # A run that resumed from before this step has made the folder once already, with the same content. All ranks must
+    # decide alike, so the first one looks.
+    there = [out.exists()]
+    dist.broadcast_object_list(there, src=0)
+    if there[0]:
+        return out
     dtype = getattr(torch, run.config.export.dtype)
     return export(
         model_tensors(run.model, dtype), run.config.model.path, out, dtype=dtype, default_system=run.default_system,

@@ -145,13 +145,15 @@ def write_tensors(path: Path, tensors: list[tuple[str, torch.dtype, list[int], C
             flat = fetch().detach().contiguous().reshape(-1)
             for piece in flat.split(PIECE_BYTES // dtype.itemsize):
                 yield piece.cpu().view(torch.uint8).numpy()
+            # Else this tensor would still be held while the next one is fetched.
+            del flat, piece
 
-    return _write(path, content())
+    return write_file(path, content())
 
 
 def write_json(path: Path, value: Record) -> File:
     # The standard library's, and not msgspec's: msgspec writes null for a loss that is not a number.
-    return _write(path, [json.dumps(msgspec.to_builtins(value)).encode()])
+    return write_file(path, [json.dumps(msgspec.to_builtins(value)).encode()])
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
@@ -164,7 +166,7 @@ def write_marker(folder: Path, marker: Marker) -> None:
     sync_folder(folder)
 
 
-def _write(path: Path, content: Iterable[Any]) -> File:
+def write_file(path: Path, content: Iterable[Any]) -> File:
     """A new file of these bytes, on disk when this returns."""
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
