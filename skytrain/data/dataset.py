@@ -1,17 +1,7 @@
-"""The tokenised data set on disk: a writer with bounded memory, and a reader that maps the shards.
-
-A finished folder holds `tokens-00000-of-0000N.safetensors`, `rows.jsonl` and `dataset.json`, the last one written.
-Each shard holds four flat arrays:
-
-    offsets  int64  [n_docs + 1]   document i is tokens[offsets[i] : offsets[i + 1]]
-    doc_id   int64  [n_docs]       the document's line in rows.jsonl, from 0
-    tokens   uint32 [n_tokens]
-    trained  uint8  [n_tokens]     1 where the token is a target; never the first token of a document
-"""
+"""The tokenised data set on disk: a writer with bounded memory, and a reader that maps the shards."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -26,60 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from skytrain.data.format import ARRAYS, FORMAT_VERSION, DatasetInfo, Shard, file_sha256, shard_header, shard_name
 from skytrain.data.ledger import Ledger
 from skytrain.errors import UserError
 
-FORMAT_VERSION = 1
 SHARD_BYTES = 256 << 20
-ARRAYS = {"offsets": ("I64", np.int64), "doc_id": ("I64", np.int64), "tokens": ("U32", np.uint32)}
-ARRAYS["trained"] = ("U8", np.uint8)
+REMEDY = "prepare the data set again with skytrain prep tokenize"
 # json.dumps with a default builds an encoder each time.
 _encode_row = json.JSONEncoder(default=str).encode
-REMEDY = "prepare the data set again with skytrain prep tokenize"
-
-
-class Shard(msgspec.Struct, frozen=True):
-    file: str
-    n_docs: int
-    n_tokens: int
-    sha256: str
-
-
-class DatasetInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """dataset.json."""
-
-    format_version: int
-    tokenizer_sha256: str
-    """Of the bytes of the model folder's tokenizer.json."""
-    chat_template_sha256: str
-    max_token_id: int
-    """Largest id in the data: the model's vocabulary must be larger."""
-    max_length: int
-    """Limit on a document's length, in tokens, that the rows were held to."""
-    n_docs: int
-    n_tokens: int
-    n_trained: int
-    system: str | None
-    """The system text that all rows share, or None: none has one, or they differ."""
-    ledger: Ledger
-    shards: list[Shard]
-    rows_sha256: str
-
-
-def shard_name(index: int, count: int) -> str:
-    return f"tokens-{index:05d}-of-{count:05d}.safetensors"
-
-
-def _header(n_docs: int, n_tokens: int) -> bytes:
-    """A safetensors header for the four arrays, the widest dtype first so that each array is aligned."""
-    entries, end = {}, 0
-    for name, size in zip(ARRAYS, (n_docs + 1, n_docs, n_tokens, n_tokens), strict=True):
-        code, dtype = ARRAYS[name]
-        begin, end = end, end + size * np.dtype(dtype).itemsize
-        entries[name] = {"dtype": code, "shape": [size], "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 class DatasetWriter:
@@ -174,7 +118,7 @@ class DatasetWriter:
             system=system,
             ledger=ledger,
             shards=self._shards,
-            rows_sha256=_sha256(self._work / "rows.jsonl"),
+            rows_sha256=file_sha256(self._work / "rows.jsonl"),
             **self._identity,
         )
         self._publish(msgspec.json.format(msgspec.json.encode(info), indent=2))
@@ -215,13 +159,13 @@ class DatasetWriter:
         n_docs, n_tokens = len(self._doc_ids), self._offsets[-1]
         path = self._work / f"shard-{len(self._shards)}.part"
         with open(path, "wb") as file:
-            file.write(_header(n_docs, n_tokens))
+            file.write(shard_header(n_docs, n_tokens))
             file.write(self._offsets.tobytes())
             file.write(self._doc_ids.tobytes())
             for spilled in (self._tokens, self._trained):
                 spilled.seek(0)
                 shutil.copyfileobj(spilled, file, 1 << 20)
-        self._shards.append(Shard(path.name, n_docs, n_tokens, _sha256(path)))
+        self._shards.append(Shard(path.name, n_docs, n_tokens, file_sha256(path)))
         self._discard_open_files()
 
     def _discard_open_files(self) -> None:
@@ -241,11 +185,6 @@ def _check_target(folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; give a new or empty folder")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _MappedShard:
     """The four arrays of one shard, as read-only views of the mapped file. Raises `UserError` naming the file."""
 
@@ -258,7 +197,7 @@ class _MappedShard:
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise UserError(f"{path}: this shard cannot be read ({error}); {REMEDY}") from None
         # Ours alone are read: the header must be, byte for byte, the one that is written for these counts.
-        header = _header(shard.n_docs, shard.n_tokens)
+        header = shard_header(shard.n_docs, shard.n_tokens)
         if mapped[: len(header)] != header:
             raise UserError(f"{path}: this shard is corrupt (its header does not fit dataset.json); {REMEDY}")
         size = len(header) + (2 * shard.n_docs + 1) * 8 + shard.n_tokens * 5
@@ -360,7 +299,7 @@ class TokenDataset:
     def _verify(self) -> None:
         info, top = self.info, 0
         for shard, mapped in zip(info.shards, self._shards, strict=True):
-            if _sha256(mapped.path) != shard.sha256:
+            if file_sha256(mapped.path) != shard.sha256:
                 raise UserError(f"{mapped.path}: this shard is corrupt (its sha256 differs); {REMEDY}")
             if mapped.trained.max() > 1 or mapped.trained[mapped.offsets[:-1]].any():
                 raise UserError(f"{mapped.path}: this shard is corrupt (impossible marks of targets); {REMEDY}")
@@ -368,7 +307,7 @@ class TokenDataset:
         doc_ids = np.concatenate([mapped.doc_id for mapped in self._shards])
         if len(np.unique(doc_ids)) != info.n_docs or len(self._row_offsets) != info.n_docs + 1:
             raise UserError(f"{self.folder}: documents and rows.jsonl do not match; {REMEDY}")
-        if _sha256(self.folder / "rows.jsonl") != info.rows_sha256:
+        if file_sha256(self.folder / "rows.jsonl") != info.rows_sha256:
             raise UserError(f"{self.folder / 'rows.jsonl'}: corrupt (its sha256 differs); {REMEDY}")
         if top != info.max_token_id or self.trained_counts.sum() != info.n_trained:
             raise UserError(f"{self.folder / 'dataset.json'}: its numbers are not those of the shards; {REMEDY}")

@@ -254,3 +254,13 @@ def test_a_token_that_straddles_the_generation_prompt_is_refused_though_offsets_
     with pytest.raises(Refused, match="inside the generation prompt"):
         ours.encode([QUESTION, {"role": "assistant", "content": "the answer"}])
     assert trained_texts(hf, ours.encode([QUESTION, {"role": "assistant", "content": "1"}])) == ["1<|eot_id|>"]
+
+
+def test_a_prompt_that_the_form_renders_differently_is_refused(tmp_path):
+    """What the model would see before its answer is not what stands before the answer in the whole conversation."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role ~ messages | length }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ messages | length }}\n{% endif %}"
+    )
+    with pytest.raises(Refused, match="prompt differently"):
+        ChatTokenizer.load(write_qwen2_5(tmp_path, template=template)).encode([QUESTION, ANSWER])
