@@ -173,6 +173,7 @@ def write_file(path: Path, content: Iterable[Any]) -> File:
         for part in content:
             digest.update(part)
             size += file.write(part)
+            del part  # a view of a tensor, which must be gone before the next one is fetched
         file.flush()
         os.fsync(file.fileno())
     return File(name=path.name, bytes=size, sha256=digest.hexdigest())
