@@ -82,7 +82,13 @@ def _check(hidden, weight, labels, scale, weights, chunk_bytes) -> None:
 
 @torch.library.custom_op("skytrain::linear_cross_entropy", mutates_args=())
 def _forward(
-    hidden: Tensor, weight: Tensor, labels: Tensor, coefficients: Tensor, rows: int, need_hidden: bool, need_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    coefficients: Tensor,
+    rows: int,
+    need_hidden: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss fp32 scalar, dh like hidden, dW fp32 like weight); a gradient that is not needed is an empty tensor."""
     # A GPU multiplies 16-bit operands and keeps the fp32 sums. A CPU's 16-bit products are slow: it widens them first.

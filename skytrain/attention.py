@@ -49,7 +49,9 @@ def resolve_backend(name: str, device: str | torch.device) -> str:
     device = torch.device(device)
     if name != "auto":
         if name not in BACKENDS:
-            raise UserError(f"attention.backend = {name!r}: there is none of this name; give one of {', '.join(BACKENDS)}")
+            raise UserError(
+                f"attention.backend = {name!r}: there is none of this name; give one of {', '.join(BACKENDS)}"
+            )
         if reason := _obstacle(name, device):
             raise UserError(f"attention.backend = {name!r} cannot run here: {reason}")
         return name
