@@ -1,0 +1,156 @@
+"""Readers of rows: every place of a fault is named, and memory does not grow with the file."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from skytrain.errors import UserError
+from skytrain.prep import rows
+from skytrain.prep.rows import Unreadable, read_rows
+
+ROWS = [{"id": i, "text": text} for i, text in enumerate(["a", "é🙂", "line\u2028separator", 'quote " and \\ ]},', ""])]
+
+
+def parsed(path):
+    """(where, row or the fault's text) of every row of a file."""
+    found = []
+    for raw in read_rows(path):
+        try:
+            found.append((raw.where, raw.parse()))
+        except Unreadable as error:
+            found.append((raw.where, str(error)))
+    return found
+
+
+def written(tmp_path, data, name="chats.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(params=[rows.CHUNK, 7], ids=["one read", "7 bytes a read"])
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(rows, "CHUNK", request.param)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n", "\n \r\n"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [True, False])
+def test_json_lines_with_bom_crlf_blank_lines_and_line_separators(tmp_path, newline, bom, end):
+    text = newline.join(json.dumps(row, ensure_ascii=False) for row in ROWS) + (newline if end else "")
+    path = written(tmp_path, bom + text.encode())
+    step = 2 if newline.count("\n") == 2 else 1
+    assert parsed(path) == [(f"{path}:{1 + step * i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_faults_of_json_lines_name_the_line_and_spoil_no_other(tmp_path):
+    lines = [b'{"a": 1}', b'{"a": "caf\xe9"}', b"{'a': 1}", b'{"a": 2}', b'{"a": "cut o']
+    path = written(tmp_path, b"\n".join(lines))
+    found = parsed(path)
+    assert [found[0], found[3]] == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
+    assert found[1] == (f"{path}:2", "not UTF-8 (byte 0xe9 in column 11)")
+    assert found[2][0] == f"{path}:3" and "not JSON" in found[2][1] and "column 2" in found[2][1]
+    assert found[4][0] == f"{path}:5" and "not JSON" in found[4][1]
+
+
+def test_json_that_breaks_parsers_is_a_fault_of_its_line(tmp_path):
+    path = written(tmp_path, b"{" * 3 + b"\n" + b'{"a":' * 100_000 + b"\n" + b"9" * 5000 + b"\n[1]\n")
+    assert [isinstance(row, str) for _, row in parsed(path)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_one_json_array(tmp_path, chunk, indent, bom):
+    text = json.dumps(ROWS, ensure_ascii=False, indent=indent)
+    path = written(tmp_path, bom + b" \n" + text.encode() + b"\n", "chats.json")
+    found = parsed(path)
+    assert [row for _, row in found] == ROWS
+    for i, (where, _) in enumerate(found, 1):
+        line = 2 if indent is None else 3 + 4 * (i - 1)
+        assert where.split(" ")[0] == f"{path}:{line}" and (f"element {i}" in where or line == i)
+
+
+def test_an_empty_array_and_an_empty_file_have_no_rows(tmp_path, chunk):
+    assert parsed(written(tmp_path, b"[ ]\n")) == [] and parsed(written(tmp_path, b" \n")) == []
+
+
+@pytest.mark.parametrize(
+    "data, good, fault",
+    [
+        (b'[{"a": 1}, {"a": "\xe9"}, {"a": 2}]', [{"a": 1}, {"a": 2}], "not UTF-8 (byte 0xe9)"),
+        (b'[{"a": 1},\n {"a": "cut o', [{"a": 1}], "nothing behind it can be read"),
+        (b'[{"a": 1},\n {"a": 2}', [{"a": 1}, {"a": 2}], "the array is cut off"),
+        (b'[{"a": 1},\n {"a": 2},', [{"a": 1}, {"a": 2}], "nothing behind it can be read"),
+        (b'[{"a": 1},\n {a: 2}, {"a": 3}]', [{"a": 1}], "nothing behind it can be read"),
+        (b'[{"a": 1}\n {"a": 2}]', [{"a": 1}], "no comma"),
+        (b'[{"a": 1}]\n[{"a": 2}]', [{"a": 1}], "text after the end"),
+    ],
+)
+def test_faults_of_an_array_name_the_line_and_keep_what_stands_before(tmp_path, chunk, data, good, fault):
+    path = written(tmp_path, data)
+    found = parsed(path)
+    assert [row for _, row in found if isinstance(row, dict)] == good
+    (bad,) = [(where, row) for where, row in found if isinstance(row, str)]
+    line = 1 if b"\xe9" in data else 2
+    assert fault in bad[1] and bad[0].startswith(f"{path}:{line}")
+
+
+def test_a_broken_element_ends_the_reading_within_bounds(tmp_path, monkeypatch):
+    """Without a closing quote the rest of a file is one string: it is given up before it fills the memory."""
+    monkeypatch.setattr(rows, "LARGEST_ROW", 1 << 20)
+    path = written(tmp_path, b'[{"a": "' + b"x" * (40 << 20) + b'"}]')
+    tracemalloc.start()
+    assert "nothing behind it" in parsed(path)[0][1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("kind", ["array", "lines"])
+def test_a_large_file_is_read_in_bounded_memory(tmp_path, kind):
+    path = tmp_path / "large"
+    row = json.dumps({"messages": [{"role": "user", "content": "x" * 20_000}]})
+    with open(path, "w") as file:
+        between = ",\n" if kind == "array" else "\n"
+        file.write(("[" if kind == "array" else "") + between.join([row] * 2000) + ("]" if kind == "array" else ""))
+    tracemalloc.start()
+    count = sum(len(raw.parse()["messages"]) for raw in read_rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2000 and path.stat().st_size > 38 << 20 and peak < 12 << 20
+
+
+def test_sizes_add_up_to_the_file_for_the_progress_bar(tmp_path, chunk):
+    for data in (json.dumps(ROWS).encode(), b"\n".join(json.dumps(row).encode() for row in ROWS)):
+        path = written(tmp_path, data)
+        assert sum(raw.size for raw in read_rows(path)) == len(data)
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    chats = [
+        {"messages": [{"role": "user", "content": f"é{i}"}, {"role": "assistant", "content": None}]} for i in range(99)
+    ]
+    path = tmp_path / "chats.parquet"
+    pq.write_table(pa.Table.from_pylist(chats), path)
+    assert parsed(path) == [(f"{path} row {i}", chat) for i, chat in enumerate(chats, 1)]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"chats\.parquet.*Parquet"):
+        parsed(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"skytrain\[prep\]"):
+        parsed(written(tmp_path, b"PAR1...."))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        parsed(tmp_path / "nowhere.jsonl")
