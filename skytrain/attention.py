@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import itertools
 import math
 
 import torch
@@ -55,7 +56,7 @@ def resolve_backend(name: str, device: str | torch.device) -> str:
         if reason := _obstacle(name, device):
             raise UserError(f"attention.backend = {name!r} cannot run here: {reason}")
         return name
-    order = ("flash_attn_4", "flash_attn", "varlen") if device.type == "cuda" else ("cpu", "reference")
+    order = ("flash_attn_4", "flash_attn", "varlen", "reference") if device.type == "cuda" else ("cpu", "reference")
     return next(candidate for candidate in order if not _obstacle(candidate, device))
 
 
@@ -150,6 +151,8 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _cpu(q, k, v, cu_seqlens, max_seqlen, scale):
+    import skytrain._C  # noqa: F401  (registers the operations)
+
     return torch.ops.skytrain.attention_cpu(q, k, v, cu_seqlens, scale)
 
 
@@ -159,7 +162,7 @@ def _cpu_backward(d_out, q, k, v, out, lse, cu_seqlens, max_seqlen, scale):
 
 def _documents(cu_seqlens: Tensor) -> list[slice]:
     bounds = cu_seqlens.tolist()
-    return [slice(begin, end) for begin, end in zip(bounds, bounds[1:]) if begin < end]
+    return [slice(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
 
 def _wide(x: Tensor) -> torch.dtype:
