@@ -44,10 +44,7 @@ INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_k, const floa
                           int64_t ldc, int64_t columns, int64_t k0, int64_t k1, bool add) {
   for (int64_t j = 0; j < columns; j += kColumns) {
     Lanes left[kRows], right[kRows];
-    for (int i = 0; i < kRows; ++i) {
-      left[i] = add ? lanes(c + i * ldc + j) : Lanes{};
-      right[i] = add ? lanes(c + i * ldc + j + kLanes) : Lanes{};
-    }
+    for (int i = 0; i < kRows; ++i) left[i] = right[i] = Lanes{};
     for (int64_t k = k0; k < k1; ++k) {
       const Lanes b_left = lanes(b + k * ldb + j), b_right = lanes(b + k * ldb + j + kLanes);
       for (int i = 0; i < kRows; ++i) {
@@ -57,8 +54,10 @@ INLINE void multiply_rows(const float* a, int64_t a_row, int64_t a_k, const floa
       }
     }
     for (int i = 0; i < kRows; ++i) {
-      lanes(c + i * ldc + j) = left[i];
-      lanes(c + i * ldc + j + kLanes) = right[i];
+      // Added last and not first: a sum of 64-term sums is more exact than one long sum.
+      Lanes &c_left = lanes(c + i * ldc + j), &c_right = lanes(c + i * ldc + j + kLanes);
+      c_left = add ? c_left + left[i] : left[i];
+      c_right = add ? c_right + right[i] : right[i];
     }
   }
 }
@@ -75,15 +74,19 @@ INLINE void multiply(const float* a, int64_t a_row, int64_t a_k, const float* b,
                      int64_t rows, int64_t columns, int64_t k, bool add, Part part) {
   for (int64_t i = 0; i < rows; i += 4) {
     const int64_t n = part == Part::kColumnsUpToRow ? std::min(columns, round_up(i + 4, kColumns)) : columns;
-    const int64_t k0 = part == Part::kKFromRow ? i : 0;
-    const int64_t k1 = part == Part::kKUpToRow ? std::min(k, i + 4) : k;
+    const int64_t k_begin = part == Part::kKFromRow ? i : 0;
+    const int64_t k_end = part == Part::kKUpToRow ? std::min(k, i + 4) : k;
     const float* ai = a + i * a_row;
     float* ci = c + i * ldc;
-    switch (std::min<int64_t>(rows - i, 4)) {
-      case 4: multiply_rows<4>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, add); break;
-      case 3: multiply_rows<3>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, add); break;
-      case 2: multiply_rows<2>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, add); break;
-      default: multiply_rows<1>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, add);
+    for (int64_t k0 = k_begin; k0 < k_end; k0 += kBlock) {
+      const int64_t k1 = std::min(k_end, k0 + kBlock);
+      const bool more = add || k0 > k_begin;
+      switch (std::min<int64_t>(rows - i, 4)) {
+        case 4: multiply_rows<4>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, more); break;
+        case 3: multiply_rows<3>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, more); break;
+        case 2: multiply_rows<2>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, more); break;
+        default: multiply_rows<1>(ai, a_row, a_k, b, ldb, ci, ldc, n, k0, k1, more);
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "attention.h"

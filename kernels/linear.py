@@ -41,21 +41,30 @@ def _gradients(
     d_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dW, db); one that is not needed is an empty tensor."""
+    d_x, d_weight, d_bias = _new_gradients(x, weight, need_x, need_weight, need_bias)
     d_out = d_out.reshape(-1, weight.shape[0]).float()
-    empty = x.new_empty(0)
-    d_x = (d_out @ weight.float()).to(x.dtype).view(x.shape) if need_x else empty
-    d_weight = (d_out.t() @ x.reshape(-1, x.shape[-1]).float()).to(x.dtype) if need_weight else empty
-    d_bias = d_out.sum(0).to(x.dtype) if need_bias else empty
+    if need_x:
+        d_x.copy_((d_out @ weight.float()).view(x.shape))
+    if need_weight:
+        d_weight.copy_(d_out.t() @ x.reshape(-1, x.shape[-1]).float())
+    if need_bias:
+        d_bias.copy_(d_out.sum(0))
     return d_x, d_weight, d_bias
 
 
-@_gradients.register_fake
-def _(d_out, x, weight, need_x, need_weight, need_bias):
+def _new_gradients(
+    x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape if need_x else (0,)),
         x.new_empty(weight.shape if need_weight else (0,)),
         x.new_empty(weight.shape[:1] if need_bias else (0,)),
     )
+
+
+@_gradients.register_fake
+def _(d_out, x, weight, need_x, need_weight, need_bias):
+    return _new_gradients(x, weight, need_x, need_weight, need_bias)
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -54,7 +54,7 @@ def resolve_backend(name: str, device: str | torch.device) -> str:
         if reason := _obstacle(name, device):
             raise UserError(f"attention.backend = {name!r} cannot run here: {reason}")
         return name
-    order = ("flash_attn_4", "flash_attn", "varlen") if device.type == "cuda" else ("cpu", "reference")
+    order = ("flash_attn_4", "flash_attn", "varlen", "reference") if device.type == "cuda" else ("cpu", "reference")
     return next(candidate for candidate in order if not _obstacle(candidate, device))
 
 
@@ -149,6 +149,8 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _cpu(q, k, v, cu_seqlens, max_seqlen, scale):
+    import skytrain._C  # noqa: F401  (registers the operations)
+
     return torch.ops.skytrain.attention_cpu(q, k, v, cu_seqlens, scale)
 
 
