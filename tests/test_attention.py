@@ -238,7 +238,7 @@ def test_compiles_without_a_graph_break_for_any_row(backend):
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths in ((5, 7), (3, 9, 8)):
         inputs, bounds = row(sum(lengths), 4, 2, 8), bounds_of(*lengths)
-        results = [graded(lambda *x, f=f: f(*x, bounds, max(lengths)), *inputs) for f in (block, compiled)]  # noqa: B023
+        results = [graded(lambda *x, f=f: f(*x, bounds, max(lengths)), *inputs) for f in (block, compiled)]
         for expected, result in zip(*results):
             assert torch.equal(expected, result)
 

@@ -71,7 +71,8 @@ def test_environment_of_the_template_is_as_in_transformers(tmp_path):
         "   {% if m.role == 'system' %}{% continue %}{% endif %}\n"
         "   {%- set ns.n = ns.n + 1 %}\n"
         "<|im_start|>{{ m.role }} {{ ns.n }} {{ {'b': '<é>', 'a': [1, none]} | tojson(indent=2) }}\n"
-        "{{ m.content }}{{ eos_token }}{{ bos_token }}{{ pad_token }}{{ tools is none }}{{ documents is none }}{{ strftime_now('%Y') }}\n"
+        "{{ m.content }}{{ eos_token }}{{ bos_token }}{{ pad_token }}{{ tools is none }}"
+        "{{ documents is none }}{{ strftime_now('%Y') }}\n"
         "{%- endfor %}"
     )
     folder = write_qwen2_5(tmp_path, template=template, pad_token={"content": "<|endoftext|>", "__type": "AddedToken"})
@@ -92,7 +93,7 @@ def test_a_template_that_refuses_a_row(tmp_path, template):
 @pytest.mark.parametrize("expression", ["messages.__class__", "messages.clear()", "strftime_now.__self__"])
 def test_a_template_cannot_reach_outside_its_sandbox(tmp_path, expression):
     ours = ChatTokenizer.load(write_qwen2_5(tmp_path, template=f"{{{{ {expression}.x.y }}}}"))
-    with pytest.raises(Refused, match="unsafe|not safely"):
+    with pytest.raises(Refused, match=r"unsafe|not safely"):
         ours.render([QUESTION, ANSWER])
 
 
