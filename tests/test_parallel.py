@@ -1,0 +1,109 @@
+"""How a model is wrapped changes what it costs, never what it computes."""
+
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from ranks import run_ranks
+from tiny_models import VOCAB_SIZE, write_tiny_model
+
+from skytrain import parallel
+from skytrain.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("inputs")
+    model = write_tiny_model(root / "model", "qwen3")
+    return model, runs.write_data(root / "data", runs.random_documents(12, vocab=VOCAB_SIZE), model)
+
+
+def two_steps(inputs: tuple[Path, Path], tmp_path: Path, name: str, **overrides) -> list[dict]:
+    run = runs.start(runs.settings(*inputs, tmp_path / name, batch__documents=6, batch__max_tokens=80, **overrides))
+    try:
+        return runs.steps(run, 2)
+    finally:
+        run.feed.close()
+
+
+def largest_difference(got: list[dict], expected: list[dict]) -> float:
+    """Over all steps and tensors, in norm, as a part of the expected tensor's norm."""
+    return max(
+        ((a["gradients"][name] - b["gradients"][name]).norm() / b["gradients"][name].norm()).item()
+        for a, b in zip(got, expected, strict=True)
+        for name in b["gradients"]
+    )
+
+
+def test_recomputation_changes_no_bit(inputs, tmp_path):
+    kept = two_steps(inputs, tmp_path, "kept")
+    recomputed = two_steps(inputs, tmp_path, "recomputed", activations__checkpoint="full")
+    assert largest_difference(recomputed, kept) == 0.0
+
+
+def test_recomputation_frees_the_layers_inside(inputs, tmp_path):
+    """What autograd saves over the whole model falls to little more than a tensor a layer."""
+
+    def saved_bytes(name: str, checkpoint: str) -> int:
+        run = runs.start(runs.settings(*inputs, tmp_path / name, activations__checkpoint=checkpoint))
+        row = run.feed[0].rows[0]
+        storages = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.shape[:1] == row.input_ids.shape:  # not a weight
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run.model(**vars(row), scale=1.0).backward()
+        run.feed.close()
+        return sum(storages.values())
+
+    assert saved_bytes("full", "full") < 0.7 * saved_bytes("none", "none")
+
+
+def test_weights_kept_gathered_compute_the_same(inputs, tmp_path):
+    resharded = two_steps(inputs, tmp_path, "resharded")
+    kept = two_steps(inputs, tmp_path, "kept", parallel__reshard_after_forward=False)
+    assert largest_difference(kept, resharded) == 0.0
+
+
+def test_compiled_layers_compute_the_same(inputs, tmp_path):
+    """Rows of several lengths, with recomputation inside the compiled layer."""
+    eager = two_steps(inputs, tmp_path, "eager")
+    compiled = two_steps(inputs, tmp_path, "compiled", train__compile=True, activations__checkpoint="full")
+    assert largest_difference(compiled, eager) < 1e-5
+
+
+def on_ranks(c, count: int) -> list[dict]:
+    return runs.steps(runs.start(c), count)
+
+
+def test_hsdp_on_four_ranks_equals_one_rank(inputs, tmp_path):
+    one = two_steps(inputs, tmp_path, "one")
+    c = runs.settings(
+        *inputs, tmp_path / "four", batch__documents=6, batch__max_tokens=80, parallel__nodes=2, optim__clip=0.1
+    )
+    for four in run_ranks(4, on_ranks, c, 1, process_group=False):
+        assert largest_difference(four, one[:1]) < 1e-5
+        assert four[0]["norm"] == pytest.approx(one[0]["norm"], rel=1e-5)
+
+
+def test_bf16_compute_keeps_fp32_weights_and_gradients(inputs, tmp_path):
+    exact = two_steps(inputs, tmp_path, "exact")
+    rounded = two_steps(inputs, tmp_path, "rounded", train__dtype="bfloat16")
+    assert all(g.dtype == torch.float32 for step in rounded for g in step["gradients"].values())
+    assert 0.0 < largest_difference(rounded[:1], exact[:1]) < 0.1
+
+
+def test_nodes_that_do_not_divide_the_ranks(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"parallel\.nodes = 3"):
+        parallel.start(runs.settings(*inputs, tmp_path / "run", parallel__nodes=3))
+
+
+def test_a_gpu_that_is_not_there(inputs, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=r"train\.device = 'cuda'"):
+        parallel.start(runs.settings(*inputs, tmp_path / "run", train__device="cuda"))
