@@ -310,7 +310,7 @@ def test_a_back_end_that_cannot_run_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(attention, "_importable", lambda name: "flash_attn" not in name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for name, device, message in [
-        ("sdpa", "cpu", "none of this name; give one of cpu"),
+        ("sdpa", "cpu", "give one of cpu, reference, varlen"),
         ("varlen", "cpu", "needs a CUDA GPU"),
         ("flash_attn_4", "cpu", "needs a CUDA GPU"),
         ("cpu", "cuda", "for CPUs"),
