@@ -138,8 +138,7 @@ def write_task(out: Path, seed: int) -> list[Problem]:
     (out / "task").mkdir()
     demo_task.write_chats(train, out / "task" / "train.jsonl")
     demo_task.write_chats(held_out, out / "task" / "held_out.jsonl")
-    texts = [demo_task.SYSTEM, *(text for p in train for text in (p.question, p.worked_answer))]
-    size = demo_model.write_model_folder(out / "model", texts, seed)
+    size = demo_model.write_model_folder(out / "model", demo_task.texts(train), seed)
     print(f"{len(train):,} training and {len(held_out):,} held-out problems; a Qwen2 model of {size:,} parameters")
     print(f"one of them: {held_out[0].question}\n{held_out[0].worked_answer}")
     return held_out

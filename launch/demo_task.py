@@ -79,6 +79,11 @@ def write_chats(problems: list[Problem], path: Path) -> None:
             file.write(json.dumps(problem.chat(), ensure_ascii=False) + "\n")
 
 
+def texts(problems: list[Problem]) -> list[str]:
+    """What a tokenizer is made from: every word of the chats is in the first few hundred."""
+    return [SYSTEM, *(text for p in problems[:500] for text in (p.question, p.worked_answer))]
+
+
 def boxed_answer(response: str) -> str | None:
     r"""What stands in the last `\boxed{}` of the solution section; None without a closed section or a box."""
     solution = _SOLUTION.search(response)
