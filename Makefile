@@ -23,7 +23,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 demo: setup
-	$(BIN)/python launch/demo.py
+	$(BIN)/python launch/demo.py --overwrite
 
 bench-packing: setup
 	$(BIN)/python bench/packing.py
