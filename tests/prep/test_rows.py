@@ -107,6 +107,20 @@ def test_a_broken_element_ends_the_reading_within_bounds(tmp_path, monkeypatch):
     assert peak < 16 << 20
 
 
+def test_a_value_cut_by_the_end_of_a_read_is_not_taken_for_a_shorter_one(tmp_path, chunk):
+    path = written(tmp_path, b"[12345678901234567890, 1234567]")
+    assert [row for _, row in parsed(path)] == [12345678901234567890, 1234567]
+
+
+def test_a_long_element_is_tried_few_times(tmp_path, monkeypatch):
+    tries = []
+    decode = rows._decode
+    monkeypatch.setattr(rows, "CHUNK", 7)
+    monkeypatch.setattr(rows, "_decode", lambda text, at: tries.append(at) or decode(text, at))
+    assert parsed(written(tmp_path, json.dumps(["x" * 100_000]).encode()))[0][1] == "x" * 100_000
+    assert len(tries) <= 16  # each read doubles what is held
+
+
 @pytest.mark.parametrize("kind", ["array", "lines"])
 def test_a_large_file_is_read_in_bounded_memory(tmp_path, kind):
     path = tmp_path / "large"
