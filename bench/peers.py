@@ -1,0 +1,253 @@
+"""Tokens/s and losses beside TRL's SFTTrainer: the same tiny model, documents, batch and precision, on a CPU.
+
+    python bench/peers.py [--precision float32|bfloat16] [--rounds N] [--setting NAME]
+
+A Qwen2 of 4 layers and hidden size 256 (vocabulary and MLP as wide beside it as Qwen2.5-32B's) is trained on
+documents whose lengths are those of bench/packing.py over 16: lognormal with sigma 0.65, at most 1,024 tokens, a mean
+of 281. A step takes 8 of them, the same in the same order on both sides. Both sides run in this process on the same
+threads, with fused AdamW, clipping, a constant rate, no recomputation, and a logged line every step.
+
+First TRL is tried in each of its settings that keeps documents apart, which is checked: the logits of documents laid
+out together equal those of each alone. The fastest with the same documents a step is the one to beat. Then both sides
+train in turn, a round of a few steps each; the first round warms up and is not counted, but its losses must agree
+before anything is timed. tokens/s counts the documents' own tokens; its clock runs from one logged line to another
+(reading data, logging and Python included). In bf16 both keep fp32 master weights: TRL by autocast, skytrain by FSDP2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import peer_trl
+import record
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from skytrain import config, flops, optim, parallel, trainer
+from skytrain.data.chat import tokenizer_digest
+from skytrain.data.dataset import DatasetWriter
+from skytrain.metrics import Metrics
+from skytrain.run import begin, document_lengths, prepare
+
+VOCAB, LONGEST, DOCUMENTS = 8192, 1024, 8
+OPTIM = config.Optim(lr=1e-3)
+STEPS_A_ROUND = {"float32": 4, "bfloat16": 2}
+LARGEST_DIFFERENCE = 1e-3
+"""Of two losses, in nats a token."""
+
+
+def write_model(folder: Path) -> None:
+    """Random weights, and a tokenizer that only names the padding: the documents are made of ids."""
+    torch.manual_seed(0)
+    settings = Qwen2Config(
+        vocab_size=VOCAB, hidden_size=256, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=LONGEST, tie_word_embeddings=False, bos_token_id=None,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    Qwen2ForCausalLM(settings).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<end>": 0}, unk_token="<end>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def write_documents(folder: Path, model: Path, count: int) -> None:
+    """Something to learn: an id is Zipf's, or in every other case the one that always follows the id before it."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.rint(281 / np.exp(0.65**2 / 2) * rng.lognormal(0, 0.65, count)), 16, LONGEST).astype(int)
+    frequency = 1 / np.arange(10, VOCAB + 9)
+    follower = rng.permutation(np.arange(1, VOCAB))
+    tokenizer, template = tokenizer_digest(model)
+    with DatasetWriter(
+        folder, tokenizer_sha256=tokenizer, chat_template_sha256=template, max_length=LONGEST
+    ) as writer:
+        for index, length in enumerate(lengths):
+            ids = rng.choice(VOCAB - 1, length, p=frequency / frequency.sum()) + 1
+            for place in 1 + np.flatnonzero(rng.random(length - 1) < 0.5):
+                ids[place] = follower[ids[place - 1] - 1]
+            # The question is 5% to 20% of a document.
+            trained = np.arange(length) >= max(1, round(length * rng.uniform(0.05, 0.2)))
+            writer.add(ids.astype(np.uint32), trained.astype(np.uint8), {"id": str(index)})
+        writer.finish()
+
+
+class Ours:
+    """A skytrain run, a round at a time: what `trainer.loop` does, but for checkpoints and exports."""
+
+    def __init__(self, work: Path, precision: str, steps: int, threads: int):
+        settings = config.Config(
+            run=config.Run(dir=str(work / f"run-{precision}")),
+            model=config.Model(path=str(work / "model")),
+            data=config.Data(path=str(work / "data")),
+            batch=config.Batch(documents=DOCUMENTS, max_tokens=DOCUMENTS * LONGEST),
+            optim=OPTIM,
+            # Logits that stay in cache: a CPU has no use for a large chunk.
+            kernels=config.Kernels(head_chunk_mib=8),
+            schedule=config.Schedule(name="constant"),
+            train=config.Train(dtype=precision, device="cpu", threads=threads, max_steps=steps, compile=bool(os.environ.get("OURC"))),
+            log=config.Log(tensorboard=False),
+        )
+        self.run = prepare(settings, parallel.start(settings), resume=False)
+        begin(self.run, resume=False)
+        self.metrics = Metrics(self.run.folder, settings.log, self.run.world, done=0, total=self.run.total)
+
+    def documents(self) -> list[list[peer_trl.Row]]:
+        """The documents of each step, for the other side."""
+        steps = []
+        for step in range(self.run.total):
+            chosen = np.concatenate([row for ranks in self.run.feed.planner.step(step).rows for row in ranks])
+            steps.append([self._row(int(index)) for index in chosen])
+        return steps
+
+    def _row(self, index: int) -> peer_trl.Row:
+        tokens, trained = self.run.feed.dataset.document(index)
+        labels = np.where(trained, tokens.astype(np.int64), peer_trl.IGNORED)
+        return {"input_ids": tokens.tolist(), "labels": labels.tolist()}
+
+    def round(self, steps: int) -> float:
+        """Trains; returns the seconds it took."""
+        run, since = self.run, time.perf_counter()
+        # As `trainer.train` sets it; the other side keeps Python's default.
+        gc.disable()
+        for _ in range(steps):
+            step = run.feed[run.done]
+            rate = optim.learning_rate(run.done, run.total, run.config.schedule, run.config.optim.lr)
+            loss, norm = trainer.train_step(run, step, rate)
+            run.done += 1
+            operations = flops.model_flops(run.model.config, document_lengths(run, step.plan.rows))
+            self.metrics.count(step.plan.tokens, step.plan.targets, operations)
+            trainer.log(run, self.metrics, loss, norm, lr=rate, epoch=step.plan.epoch)
+        gc.enable()
+        return time.perf_counter() - since
+
+    def losses(self) -> list[float]:
+        lines = (self.run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.run.feed.close()
+        parallel.stop()
+
+
+def token_counts(steps: Sequence[Sequence[peer_trl.Row]]) -> np.ndarray:
+    return np.array([sum(len(row["input_ids"]) for row in rows) for rows in steps])
+
+
+def survey(model: Path, documents: list[list[peer_trl.Row]], precision: str, names: list[str]) -> dict[str, np.ndarray]:
+    """tokens/s of TRL in each setting, step by step; the first step of each warms up and is left out."""
+    rates = {}
+    for name in names:
+        setting = peer_trl.SETTINGS[name]
+        turns = peer_trl.Turns(1, between=lambda: None)
+        made = peer_trl.trainer(model, documents, setting, bf16=precision == "bfloat16", optim=options())
+        leak = peer_trl.largest_leak(made)
+        if leak > 1e-5:
+            raise SystemExit(f"TRL, {name}: logits in company differ from those alone by {leak:.1e} of the largest")
+        made.add_callback(turns)
+        made.train()
+        if setting.same_steps:
+            tokens = token_counts(documents)
+        else:
+            packed = token_counts([[row] for row in made.train_dataset])
+            tokens = packed[: len(turns.seconds) * setting.micro_batches].reshape(-1, setting.micro_batches).sum(1)
+        rates[name] = tokens[1:] / np.array(turns.seconds[1 : len(tokens)])
+        print(f"  TRL, {name:30} {np.median(rates[name]):8,.0f} tokens/s  (leak {leak:.0e})", flush=True)
+    return rates
+
+
+def options() -> dict[str, object]:
+    return {key: getattr(OPTIM, key) for key in ("lr", "betas", "eps", "weight_decay", "clip")}
+
+
+def in_turn(ours: Ours, model: Path, precision: str, name: str, rounds: int) -> tuple[np.ndarray, np.ndarray, list]:
+    """tokens/s of both sides by round, [2, rounds]; absolute differences of their losses by step; TRL's losses."""
+    steps, documents = STEPS_A_ROUND[precision], ours.documents()
+    made = peer_trl.trainer(
+        model, documents, peer_trl.SETTINGS[name], bf16=precision == "bfloat16", optim=options()
+    )
+    seconds: list[float] = []
+
+    def our_turn() -> None:
+        with contextlib.redirect_stdout(None):
+            seconds.append(ours.round(steps))
+        if len(seconds) == 1:
+            compare(ours.losses(), turns.losses)
+
+    turns = peer_trl.Turns(steps, our_turn)
+    made.add_callback(turns)
+    made.train()
+    tokens = token_counts(documents).reshape(-1, steps).sum(1)
+    rates = tokens / np.array([seconds, turns.seconds])
+    return rates[:, 1:], compare(ours.losses(), turns.losses), turns.losses
+
+
+def compare(ours: list[float], theirs: list[float]) -> np.ndarray:
+    difference = np.abs(np.subtract(ours, theirs))
+    if difference.max() > LARGEST_DIFFERENCE:
+        raise SystemExit(f"the losses differ, so nothing is timed: skytrain {ours}, TRL {theirs}")
+    return difference
+
+
+def rows_of(precision: str, threads: int, setting: str, metric: str, values: Sequence[float], unit: str) -> list[dict]:
+    common = {"precision": precision, "threads": threads, "setting": setting, "metric": metric}
+    return [common | {"round": i, "value": f"{value:.6g}", "unit": unit} for i, value in enumerate(values, 1)]
+
+
+def measure(work: Path, precision: str, rounds: int, threads: int, chosen: str | None) -> list[dict[str, object]]:
+    ours = Ours(work, precision, (rounds + 1) * STEPS_A_ROUND[precision], threads)
+    print(f"\n{precision}, {threads} threads", flush=True)
+    names = [chosen] if chosen else list(peer_trl.SETTINGS)
+    tried = survey(work / "model", ours.documents()[: 4 if precision == "float32" else 2], precision, names)
+    same = {name: rates for name, rates in tried.items() if peer_trl.SETTINGS[name].same_steps}
+    best = max(same, key=lambda name: float(np.median(same[name])))
+    rates, differences, losses = in_turn(ours, work / "model", precision, best, rounds)
+    ours.close()
+    found = [(peer_trl.NAME, rates[1], "tokens/s"), ("skytrain", rates[0], "tokens/s"), ("ratio", rates[0] / rates[1], "")]
+    for name, values, unit in found:
+        low, middle, high = np.quantile(values, [0.2, 0.5, 0.8])
+        print(f"  {name:12} {middle:10,.2f} {unit:9} (p20 {low:,.2f}, p80 {high:,.2f}, {len(values)} rounds)")
+    print(f"  loss {losses[0]:.4f} to {losses[-1]:.4f}, largest difference {differences.max():.1e}", flush=True)
+    result = []
+    for name, values in tried.items():
+        result += rows_of(precision, threads, f"{peer_trl.NAME}, {name}", "survey", values, "tokens/s")
+    result += rows_of(precision, threads, f"{peer_trl.NAME}, {best}", "in turn", rates[1], "tokens/s")
+    result += rows_of(precision, threads, "skytrain", "in turn", rates[0], "tokens/s")
+    result += rows_of(precision, threads, f"skytrain / {peer_trl.NAME}, {best}", "ratio", rates[0] / rates[1], "")
+    result += rows_of(precision, threads, "skytrain - TRL", "largest loss difference", [differences.max()], "nats")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", choices=list(STEPS_A_ROUND), help="default: both")
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--setting", choices=list(peer_trl.SETTINGS), help="of TRL; default: the fastest one found")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    peer_trl.datasets.disable_progress_bars()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="peers-") as name:
+        work = Path(name)
+        write_model(work / "model")
+        write_documents(work / "data", work / "model", (args.rounds + 1) * max(STEPS_A_ROUND.values()) * DOCUMENTS)
+        for precision in [args.precision] if args.precision else STEPS_A_ROUND:
+            rows += measure(work, precision, args.rounds, args.threads, args.setting)
+    print(record.append("peers", rows))
+
+
+if __name__ == "__main__":
+    main()
