@@ -1,4 +1,4 @@
-"""TRL's side of bench/peers.py: SFTTrainer, the settings it is tried in, and the proof that one keeps documents apart."""
+"""TRL's side of bench/peers.py: SFTTrainer, the settings tried, and the proof that one keeps documents apart."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ class Turns(TrainerCallback):
 def trainer(model: Path, steps: Sequence[Sequence[Row]], setting: Setting, *, bf16: bool, optim: dict) -> SFTTrainer:
     """steps: the documents of each optimizer step. optim: lr, betas, eps, weight_decay and clip of skytrain's."""
     ordered = [
-        row
-        for rows in steps
-        for row in (sorted(rows, key=lambda row: len(row["input_ids"])) if setting.sort else rows)
+        row for rows in steps for row in (sorted(rows, key=lambda row: len(row["input_ids"])) if setting.sort else rows)
     ]
     options: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(dir=model.parent),

@@ -69,9 +69,7 @@ def write_documents(folder: Path, model: Path, count: int) -> None:
     frequency = 1 / np.arange(10, VOCAB + 9)
     follower = rng.permutation(np.arange(1, VOCAB))
     tokenizer, template = tokenizer_digest(model)
-    with DatasetWriter(
-        folder, tokenizer_sha256=tokenizer, chat_template_sha256=template, max_length=LONGEST
-    ) as writer:
+    with DatasetWriter(folder, tokenizer_sha256=tokenizer, chat_template_sha256=template, max_length=LONGEST) as writer:
         for index, length in enumerate(lengths):
             ids = rng.choice(VOCAB - 1, length, p=frequency / frequency.sum()) + 1
             for place in 1 + np.flatnonzero(rng.random(length - 1) < 0.5):
@@ -95,7 +93,7 @@ class Ours:
             # Logits that stay in cache: a CPU has no use for a large chunk.
             kernels=config.Kernels(head_chunk_mib=8),
             schedule=config.Schedule(name="constant"),
-            train=config.Train(dtype=precision, device="cpu", threads=threads, max_steps=steps, compile=bool(os.environ.get("OURC"))),
+            train=config.Train(dtype=precision, device="cpu", threads=threads, max_steps=steps),
             log=config.Log(tensorboard=False),
         )
         self.run = prepare(settings, parallel.start(settings), resume=False)
@@ -174,9 +172,7 @@ def options() -> dict[str, object]:
 def in_turn(ours: Ours, model: Path, precision: str, name: str, rounds: int) -> tuple[np.ndarray, np.ndarray, list]:
     """tokens/s of both sides by round, [2, rounds]; absolute differences of their losses by step; TRL's losses."""
     steps, documents = STEPS_A_ROUND[precision], ours.documents()
-    made = peer_trl.trainer(
-        model, documents, peer_trl.SETTINGS[name], bf16=precision == "bfloat16", optim=options()
-    )
+    made = peer_trl.trainer(model, documents, peer_trl.SETTINGS[name], bf16=precision == "bfloat16", optim=options())
     seconds: list[float] = []
 
     def our_turn() -> None:
@@ -214,7 +210,8 @@ def measure(work: Path, precision: str, rounds: int, threads: int, chosen: str |
     best = max(same, key=lambda name: float(np.median(same[name])))
     rates, differences, losses = in_turn(ours, work / "model", precision, best, rounds)
     ours.close()
-    found = [(peer_trl.NAME, rates[1], "tokens/s"), ("skytrain", rates[0], "tokens/s"), ("ratio", rates[0] / rates[1], "")]
+    ratio = rates[0] / rates[1]
+    found = [(peer_trl.NAME, rates[1], "tokens/s"), ("skytrain", rates[0], "tokens/s"), ("ratio", ratio, "")]
     for name, values, unit in found:
         low, middle, high = np.quantile(values, [0.2, 0.5, 0.8])
         print(f"  {name:12} {middle:10,.2f} {unit:9} (p20 {low:,.2f}, p80 {high:,.2f}, {len(values)} rounds)")
