@@ -10,7 +10,7 @@ from pathlib import Path
 
 SYSTEM = "Think first."
 # Sequences of each length that are drawn. Only 9^3 = 729 sequences have three terms, so those are few.
-TRAIN_COUNTS = {3: 500, 4: 4000, 5: 6000, 6: 9500}
+TRAIN_COUNTS = {3: 500, 4: 3500, 5: 5000, 6: 7000}
 HELD_OUT_COUNTS = {3: 20, 4: 40, 5: 60, 6: 80}
 DIGITS = range(1, 10)
 
