@@ -179,6 +179,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     table = raw.setdefault(section, {})
     if not isinstance(table, dict):
         raise UserError(f"override {override!r}: {section!r} is not a section of the recipe")
+    if "\n" in text or "\r" in text:
+        raise UserError(f"override {override!r}: holds more than one line; give each setting by itself")
     try:
         table[name] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -81,6 +81,7 @@ def test_dump_holds_strange_strings(recipe, tmp_path):
         ("train.validate_every=5", ["data.validation"]),
         ("optim", ["section.key=value"]),
         ("=1", ["section.key=value"]),
+        ("optim.lr=1\nweight_decay=5", ["more than one line"]),
         ("run.dir.x=1", ["run"]),
     ],
 )
