@@ -186,6 +186,12 @@ def test_truncated_shard(folder, keep):
     assert path.name in refusal(folder)
 
 
+def test_a_shard_with_bytes_behind_its_end(folder):
+    path = folder / TokenDataset.open(folder).info.shards[0].file
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert path.name in refusal(folder)
+
+
 def test_corrupt_header(folder):
     path = folder / TokenDataset.open(folder).info.shards[0].file
     raw = bytearray(path.read_bytes())

@@ -2,40 +2,22 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from chat_models import write_llama3, write_qwen2_5
+from chat_samples import chat, write_jsonl
 from transformers import AutoTokenizer
 
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.errors import UserError
-from skytrain.prep import tokenize as stage
-from skytrain.prep.rows import RawRow
 from skytrain.prep.tokenize import tokenize
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_qwen2_5(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def hf(model):
     return AutoTokenizer.from_pretrained(model)
-
-
-def chat(question, answer, **keys):
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **keys}
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def command(*arguments, **options):
@@ -58,7 +40,7 @@ def tokens_of(hf, row):
 
 def test_a_data_set_holds_the_ids_marks_and_provenance_of_its_rows(tmp_path, model, hf):
     rows = [chat(f"What is {i}?", f"It is {i}.", id=f"r{i}", source="sums", difficulty=i) for i in range(5)]
-    path = jsonl(tmp_path / "a.jsonl", rows)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
     info = tokenize([path], model, tmp_path / "set")
     data = TokenDataset.open(tmp_path / "set", verify=True)
     assert (info.tokenizer_sha256, info.chat_template_sha256) == tokenizer_digest(model)
@@ -89,8 +71,8 @@ def test_every_format_and_form_gives_the_same_documents(tmp_path, model):
     messages = [{**chat(*text, id=str(i)), "system": "Think."} for i, text in enumerate(texts)]
     (tmp_path / "array.json").write_text(json.dumps(sharegpt, ensure_ascii=False, indent=1))
     pq.write_table(pa.Table.from_pylist(sharegpt), tmp_path / "rows.parquet")
-    jsonl(tmp_path / "lines.jsonl", sharegpt)
-    jsonl(tmp_path / "messages.jsonl", messages)
+    write_jsonl(tmp_path / "lines.jsonl", sharegpt)
+    write_jsonl(tmp_path / "messages.jsonl", messages)
     shards = set()
     for name in ("array.json", "rows.parquet", "lines.jsonl", "messages.jsonl"):
         info = tokenize([tmp_path / name], model, tmp_path / f"{name}.set")
@@ -99,25 +81,12 @@ def test_every_format_and_form_gives_the_same_documents(tmp_path, model):
     assert len(shards) == 1
 
 
-def test_output_is_the_same_bytes_for_any_number_of_workers(tmp_path, model):
-    rows = [chat(f"What is {i % 900}?", "So. " * (i % 50) + str(i % 900)) for i in range(1000)]
-    rows[7] = {"messages": []}
-    path = jsonl(tmp_path / "a.jsonl", rows)
-    for workers in (1, 2, 3):
-        tokenize([path], model, tmp_path / f"{workers}", workers=workers, max_length=120)
-    names = sorted(os.listdir(tmp_path / "1"))
-    assert len(names) == 3
-    for workers in ("2", "3"):
-        assert sorted(os.listdir(tmp_path / workers)) == names
-        assert all((tmp_path / workers / n).read_bytes() == (tmp_path / "1" / n).read_bytes() for n in names)
-
-
 def test_overlong_rows_are_dropped_whole_and_counted(tmp_path, model, hf):
     """B21: none is cut, so no document begins inside an answer or ends with an end-of-turn token it never had."""
     rows = [chat("a", "b " * n + "c") for n in (1, 3, 20, 4)]
     lengths = [tokens_of(hf, row) for row in rows]
     assert lengths[2] > lengths[3] > lengths[1]
-    path = jsonl(tmp_path / "a.jsonl", rows)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
     info = tokenize([path], model, tmp_path / "set", max_length=lengths[1])
     data = TokenDataset.open(tmp_path / "set", verify=True)
     kept = [hf.apply_chat_template(rows[i]["messages"], return_dict=False) for i in (0, 1)]
@@ -132,7 +101,7 @@ def test_overlong_rows_are_dropped_whole_and_counted(tmp_path, model, hf):
 
 def test_a_prompt_longer_than_the_limit_is_dropped_not_trained_as_zeros(tmp_path, model):
     """B29: 200 tokens of prompt, a limit of 64: dropped and counted; every kept document has a target."""
-    path = jsonl(tmp_path / "a.jsonl", [chat("x " * 200, "yes"), chat("x", "yes")])
+    path = write_jsonl(tmp_path / "a.jsonl", [chat("x " * 200, "yes"), chat("x", "yes")])
     info = tokenize([path], model, tmp_path / "set", max_length=64)
     assert adds_up(info).rows.dropped == {"too_long": 1}
     assert TokenDataset.open(tmp_path / "set").trained_counts.min() > 0
@@ -157,7 +126,7 @@ ODD = [
 
 def test_odd_rows_are_counted_by_reason_and_never_crash(tmp_path, model, hf, capsys):
     """B37: null, empty and list content, missing role, no messages, extra keys."""
-    path = jsonl(tmp_path / "a.jsonl", [row for row, _ in ODD])
+    path = write_jsonl(tmp_path / "a.jsonl", [row for row, _ in ODD])
     info = tokenize([path], model, tmp_path / "set")
     reasons = [reason for _, reason in ODD if reason]
     ledger = adds_up(info)
@@ -195,100 +164,9 @@ def test_bad_bytes_and_bad_json_name_file_and_line_and_good_rows_are_kept_on_req
     assert "\x1b" not in result.stdout + result.stderr  # no colours and no bar where there is no terminal
 
 
-def test_peak_memory_for_200k_rows_is_bounded(tmp_path):
-    """B39: from 20,000 to 200,000 rows the reading, counting and writing process grows by less than 40 MiB.
-
-    Ids of 64 tokens a row would be 44 MiB as bare uint32 arrays, 111 MiB as numpy objects with their marks, more as
-    lists. (B39's other half, a tokeniser slower than a collective's time limit: tokenising is a command of its own,
-    over before any process group is made.)
-    """
-    script = tmp_path / "measure.py"
-    script.write_text(MEASURE)
-    result = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    small, large = map(int, result.stdout.splitlines()[-1].split())
-    assert large - small < 40 << 10, f"{small} KiB at 20,000 rows, {large} KiB at 200,000"
-
-
-MEASURE = """
-import resource, sys
-from pathlib import Path
-from types import SimpleNamespace
-import numpy as np
-from skytrain.prep import tokenize as stage
-
-marks = np.ones(64, np.uint8)
-marks[0] = 0
-
-class Encoder:
-    def __init__(self, tokenizer, max_length):
-        pass
-    def __call__(self, chunk):
-        ids = [np.arange(raw.number, raw.number + 64, dtype=np.uint32) for raw in chunk]
-        return [stage.Outcome(raw.where, {"id": raw.number}, i, marks, None, 64) for raw, i in zip(chunk, ids)]
-
-stage.Encoder = Encoder
-stage.ChatTokenizer = SimpleNamespace(
-    load=lambda folder, now: SimpleNamespace(tokenizer_sha256="", chat_template_sha256="")
-)
-folder = Path(sys.argv[1])
-peaks = []
-for n in (20_000, 200_000):
-    path = folder / f"{n}.jsonl"
-    path.write_text("{}\\n" * n)
-    info = stage.tokenize([path], "model", folder / f"set-{n}", workers=1)
-    assert info.n_docs == n
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print(*peaks)
-"""
-
-
-def test_workers_are_never_far_ahead_of_the_writer(model):
-    """B39, the half with processes: at most 4 chunks a worker are read and not yet written."""
-    taken, given = 0, 0
-
-    def chunks():
-        nonlocal taken
-        for i in range(40):
-            taken += 1
-            assert taken - given <= 4 * 2
-            yield [RawRow("f", i, i, 5, json.dumps(chat(f"q{i}", "a")).encode())]
-
-    recipe = (model, 16384, stage.datetime.now())
-    for size, outcomes in stage._in_order(chunks(), None, 2, recipe):
-        assert size == 5 and outcomes[0].where == f"f:{given}" and outcomes[0].reason is None
-        given += 1
-    assert given == taken == 40
-
-
-def test_ctrl_c_leaves_nothing_that_looks_finished(tmp_path, model):
-    path = jsonl(tmp_path / "a.jsonl", (chat(f"What is {i}?", "So. " * 200 + str(i)) for i in range(20_000)))
-    code = "from skytrain.cli import main; main()"
-    arguments = ["prep", "tokenize", path, "--model", model, "--out", tmp_path / "set", "--workers", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that the signal reaches the whole group, as a terminal's would
-    )
-    spilled = tmp_path / "set.unfinished" / "tokens.part"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (spilled.exists() and spilled.stat().st_size):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in stderr and "interrupted" in stderr
-    assert os.listdir(tmp_path) == ["a.jsonl"]
-    with pytest.raises(ProcessLookupError):  # no worker is left in the group
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-
-
 def test_duplicates_are_rows_of_equal_tokens(tmp_path, model):
     rows = [chat("a", "b", id=1), chat("a", "c", id=2), chat("a", "b", id=3), chat("a", "b ", id=4)]
-    path = jsonl(tmp_path / "a.jsonl", rows)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
     info = tokenize([path, path], model, tmp_path / "set")
     assert adds_up(info).rows.dropped == {"duplicate": 5} and info.n_docs == 3
     info = tokenize([path, path], model, tmp_path / "all", dedup=False)
@@ -302,7 +180,7 @@ def test_duplicates_are_rows_of_equal_tokens(tmp_path, model):
 def test_the_system_text_that_all_kept_rows_share(tmp_path, model, systems, shared):
     rows = [{**chat(f"q{i}", "a"), "system": system} for i, system in enumerate(systems)]
     rows.append({**chat("too long", "a " * 200), "system": "another, of a row that is dropped"})
-    info = tokenize([jsonl(tmp_path / "a.jsonl", rows)], model, tmp_path / "set", max_length=100)
+    info = tokenize([write_jsonl(tmp_path / "a.jsonl", rows)], model, tmp_path / "set", max_length=100)
     assert info.n_docs == 2 and info.system == shared
 
 
@@ -313,26 +191,9 @@ def test_rows_without_an_id_are_named_by_file_and_place(tmp_path, model):
     assert [data.row(i)["id"] for i in range(2)] == ["array.json:1", 0]
 
 
-def test_one_date_for_all_rows_and_workers(tmp_path):
-    """A template that prints the date, tokenised around midnight, is the same text in every row."""
-    template = (
-        "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ strftime_now('%H%M%S%f') }}\n"
-        "{{ m.content }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ strftime_now('%H%M%S%f') }}\n"
-        "{% endif %}"
-    )
-    model = write_llama3(tmp_path / "model", template=template)
-    path = jsonl(tmp_path / "a.jsonl", (chat(f"{i:04}", "a") for i in range(600)))
-    tokenize([path], model, tmp_path / "set", workers=2)
-    data = TokenDataset.open(tmp_path / "set")
-    hf = AutoTokenizer.from_pretrained(model)
-    dates = {hf.decode(data.document(i)[0]).split("assistant<|end_header_id|>")[1] for i in (0, 300, 599)}
-    assert len(dates) == 1
-
-
 def test_the_command_s_mistakes_are_one_line_and_status_2(tmp_path, model):
-    good = jsonl(tmp_path / "good.jsonl", [chat("a", "b")])
-    none = jsonl(tmp_path / "none.jsonl", [chat("a", ""), {}])
+    good = write_jsonl(tmp_path / "good.jsonl", [chat("a", "b")])
+    none = write_jsonl(tmp_path / "none.jsonl", [chat("a", ""), {}])
     out = tmp_path / "set"
     cases = [
         ([tmp_path / "missing.jsonl", "--model", model, "--out", out], "missing.jsonl"),
@@ -352,26 +213,3 @@ def test_the_command_s_mistakes_are_one_line_and_status_2(tmp_path, model):
     result = command(good, "--model", model, "--out", out)
     assert result.returncode == 2 and "--overwrite" in result.stderr
     assert command(good, "--model", model, "--out", out, "--overwrite").returncode == 0
-
-
-def test_a_worker_that_dies_is_one_line(tmp_path, model, monkeypatch):
-    path = jsonl(tmp_path / "a.jsonl", [chat("a", "b")])
-    monkeypatch.setattr(stage, "_in_worker", os._exit)
-    monkeypatch.setattr(stage, "_chunks", lambda inputs, ledger: iter([1]))
-    monkeypatch.setattr(stage, "_bytes", lambda chunk: 1)
-    with pytest.raises(UserError, match="worker process died"):
-        tokenize([path], model, tmp_path / "set", workers=2)
-    assert os.listdir(tmp_path) == ["a.jsonl"]
-
-
-def test_more_workers_only_for_more_input(tmp_path, model, monkeypatch):
-    """A small file is not worth the start of a process."""
-    seen = []
-    in_order = stage._in_order
-    monkeypatch.setattr(stage, "_in_order", lambda c, e, workers, r: seen.append(workers) or in_order(c, e, 1, r))
-    monkeypatch.setattr(stage.os, "sched_getaffinity", lambda pid: range(8), raising=False)
-    path = jsonl(tmp_path / "a.jsonl", [chat("a", "b")])
-    tokenize([path], model, tmp_path / "set")
-    monkeypatch.setattr(stage, "_size", lambda path: 3 * stage.BYTES_A_WORKER)
-    tokenize([path], model, tmp_path / "set", overwrite=True)
-    assert seen == [1, 3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 SYSTEM = {"role": "system", "content": "Your role is to think."}
@@ -34,3 +36,12 @@ def trained_texts(hf, encoded):
     """The decoded text of each run of trained tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], encoded.trained, [0]]).astype(np.int8)))
     return [hf.decode(encoded.tokens[a:b]) for a, b in edges.reshape(-1, 2)]
+
+
+def chat(question, answer, **keys):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **keys}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
