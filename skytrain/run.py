@@ -99,10 +99,13 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config)
         documents = min(len(held_out.lengths), max(world.size, settings.batch.documents or 96))
-        validation_planner = Planner(
-            held_out.lengths, held_out.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
-            documents=documents, seed=settings.run.seed, cost=cost,
-        )  # fmt: skip
+        try:
+            validation_planner = Planner(
+                held_out.lengths, held_out.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
+                documents=documents, seed=settings.run.seed, cost=cost,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"data.validation = {settings.data.validation!r}: {error}") from None
         validation = Feed(held_out, validation_planner, world.rank, world.device)
     system = default_system(settings.export.default_system, data.info.system)
     with torch.device("meta"):

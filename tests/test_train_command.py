@@ -123,6 +123,13 @@ def test_a_document_longer_than_a_row(model, data, tmp_path):
     assert "batch.max_tokens" in message
 
 
+def test_a_held_out_document_longer_than_a_row(model, tmp_path):
+    data = runs.write_data(tmp_path / "data", [([1, 2, 3], [0, 1, 1])] * 2, model)
+    held_out = runs.write_data(tmp_path / "held_out", [([1] * 9, [0] * 8 + [1])] * 2, model)
+    message = refused(model, data, tmp_path, data__validation=str(held_out), batch__max_tokens=5)
+    assert "data.validation" in message
+
+
 def test_a_model_that_is_not_there(model, data, tmp_path):
     assert "nowhere" in refused(tmp_path / "nowhere", data, tmp_path)
 

@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,7 +184,7 @@ def _in_order(
         for chunk in chunks:
             yield _bytes(chunk), encode(chunk)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, recipe)
+    pool = _start_pool(workers, recipe)
     waiting: deque = deque()
     try:
         for chunk in chunks:
@@ -199,6 +200,23 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
+def _start_pool(workers: int, recipe: tuple[Any, ...]) -> ProcessPoolExecutor:
+    """Workers that Ctrl-C never reaches: it goes to the whole process group, and the parent alone answers it.
+
+    A worker imports for a while before `_start_worker` runs, and a traceback from there would hide the message. So
+    the signal is blocked while they start, which they inherit; one that comes meanwhile reaches the parent after it.
+    """
+    # It unblocks the signal when it first starts, in whichever process that is.
+    resource_tracker.ensure_running()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, recipe)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        pool.submit(int)  # All workers start at the first call.
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    return pool
+
+
 def _bytes(chunk: list[RawRow]) -> int:
     return sum(raw.size for raw in chunk)
 
@@ -209,9 +227,8 @@ _encoder: Encoder | None = None
 def _start_worker(model: str | Path, max_length: int, now: datetime) -> None:
     global _encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches the whole process group: the parent alone answers it. A parent that is killed answers nothing,
-    # so each worker watches for its end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed answers no signal, so each worker watches for its end.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(ChatTokenizer.load(model, now), max_length)
 
