@@ -5,7 +5,8 @@
 A Qwen2 of 4 layers and hidden size 256 (vocabulary and MLP as wide beside it as Qwen2.5-32B's) is trained on
 documents whose lengths are those of bench/packing.py over 16: lognormal with sigma 0.65, at most 1,024 tokens, a mean
 of 281. A step takes 8 of them, the same in the same order on both sides. Both sides run in this process on the same
-threads, with fused AdamW, clipping, a constant rate, no recomputation, and a logged line every step.
+threads, with fused AdamW, clipping, a constant rate, no recomputation, and a logged line every step. skytrain's
+layers are compiled, as in its recipes; TRL's are where that is the faster.
 
 First TRL is tried in each of its settings that keeps documents apart, which is checked: the logits of documents laid
 out together equal those of each alone. The fastest with the same documents a step is the one to beat. Then both sides
@@ -23,6 +24,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +44,9 @@ from skytrain.run import begin, document_lengths, prepare
 
 VOCAB, LONGEST, DOCUMENTS = 8192, 1024, 8
 OPTIM = config.Optim(lr=1e-3)
+# TRL's bf16 steps are slow here.
 STEPS_A_ROUND = {"float32": 4, "bfloat16": 2}
+SURVEY_STEPS = {"float32": 4, "bfloat16": 2}
 LARGEST_DIFFERENCE = 1e-3
 """Of two losses, in nats a token."""
 
@@ -90,7 +94,7 @@ class Ours:
             data=config.Data(path=str(work / "data")),
             batch=config.Batch(documents=DOCUMENTS, max_tokens=DOCUMENTS * LONGEST),
             optim=OPTIM,
-            # Logits that stay in cache: a CPU has no use for a large chunk.
+            # Chunks of logits that stay in cache, and compiled layers: as on a GPU, but for the size.
             kernels=config.Kernels(head_chunk_mib=8),
             schedule=config.Schedule(name="constant"),
             train=config.Train(dtype=precision, device="cpu", threads=threads, max_steps=steps),
@@ -205,7 +209,7 @@ def measure(work: Path, precision: str, rounds: int, threads: int, chosen: str |
     ours = Ours(work, precision, (rounds + 1) * STEPS_A_ROUND[precision], threads)
     print(f"\n{precision}, {threads} threads", flush=True)
     names = [chosen] if chosen else list(peer_trl.SETTINGS)
-    tried = survey(work / "model", ours.documents()[: 4 if precision == "float32" else 2], precision, names)
+    tried = survey(work / "model", ours.documents()[: SURVEY_STEPS[precision]], precision, names)
     same = {name: rates for name, rates in tried.items() if peer_trl.SETTINGS[name].same_steps}
     best = max(same, key=lambda name: float(np.median(same[name])))
     rates, differences, losses = in_turn(ours, work / "model", precision, best, rounds)
@@ -235,7 +239,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     peer_trl.datasets.disable_progress_bars()
+    # TRL's own settings class names a field that transformers wants renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     rows = []
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         work = Path(name)
