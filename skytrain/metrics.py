@@ -134,7 +134,7 @@ def _drop_lines_after(path: Path, done: int) -> float:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue  # a line that a killed process left half-written
-        if line["step"] <= done:
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= done:
             kept.append(text)
             money = line.get("money", money)
     temporary = path.with_suffix(".tmp")

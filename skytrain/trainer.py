@@ -64,10 +64,13 @@ def loop(run: Run, lines: list[str]) -> None:
             metrics.say(f"step {done}  validation loss {value:.4f}")
         if last or due(done, c.checkpoint.every):
             save(run)
-        if (last and c.export.at_end) or due(done, c.export.every):
+        if due(done, c.export.every):
             metrics.say(f"step {done}  exported to {write_export(run)}")
         if done % 100 == 0:
             gc.collect(1)
+    # Outside the loop, so that a run that was ended between its last checkpoint and its export still makes it.
+    if c.export.at_end:
+        metrics.say(f"exported to {write_export(run)}")
     metrics.say(f"done: {total} steps, checkpoint in {run.folder / 'checkpoints'}")
     metrics.close()
     run.feed.close()

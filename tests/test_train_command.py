@@ -148,6 +148,14 @@ def test_no_default_system_to_take_from_the_data_set(model, data, tmp_path):
     assert "prompt.txt" in refused(model, data, tmp_path, export__default_system=str(tmp_path / "prompt.txt"))
 
 
+def test_a_run_that_ended_before_its_export_makes_it_when_it_resumes(model, data, tmp_path):
+    settings = runs.settings(model, data, tmp_path / "run")
+    train(settings)
+    shutil.rmtree(tmp_path / "run" / "export")
+    train(settings, resume=True)
+    assert len(list((tmp_path / "run" / "export").glob("step-*/model.safetensors"))) == 1
+
+
 def test_an_attention_back_end_that_cannot_run_here(model, data, tmp_path):
     assert "flash_attn" in refused(model, data, tmp_path, attention__backend="flash_attn")
 
