@@ -14,13 +14,16 @@ from skytrain.errors import exit_on_user_error
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="TOML file, as in launch/recipes")
+    # Optional for argparse alone, which else counts the overrides among the arguments that are required.
+    parser.add_argument("recipe", nargs="?", help="TOML file, as in launch/recipes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
     parser.add_argument(
         "--resume", choices=["never", "auto"], default="never",
         help="auto: go on from the newest complete checkpoint in the run folder, if there is one",
     )  # fmt: skip
     arguments = parser.parse_intermixed_args()
+    if arguments.recipe is None:
+        parser.error("give a recipe, as in: launch/train.py launch/recipes/cpu_demo.toml")
     settings = config.load(arguments.recipe, arguments.overrides)
     # Imported late, so that a mistake in the recipe is told before torch has loaded.
     from skytrain.trainer import train

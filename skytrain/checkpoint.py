@@ -121,7 +121,7 @@ def resume(
     `tensors` are untouched, where there is none. A step that is asked for by number is never passed over: its damage
     is raised.
     """
-    listing = [storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]]
+    listing = [_together(lambda: _candidates(root, want), group)]
     if dist.is_initialized():
         dist.broadcast_object_list(listing, src=0, group=group)  # Network folders may list differently on two hosts.
     skipped = []
@@ -142,7 +142,7 @@ def find(root: Path, want: Literal["newest"] | int = "newest") -> tuple[Path | N
     and not into tensor files: `load` and `read_tensors` verify what they read. On one process.
     """
     skipped = []
-    for folder in storage.step_folders(root) if want == "newest" else [storage.step_folder(root, want)]:
+    for folder in _candidates(root, want):
         try:
             storage.read_index(folder, storage.read_marker(folder))
             return folder, skipped
@@ -175,6 +175,17 @@ def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, tuple[in
 
     for name, entry in chosen.items():
         yield name, tuple(entry.shape), lambda entry=entry: fetch(entry)
+
+
+def _candidates(root: Path, want: Literal["newest"] | int) -> list[Path]:
+    folders = storage.step_folders(root)
+    if want == "newest":
+        return folders
+    chosen = storage.step_folder(root, want)
+    if chosen not in folders:
+        there = ", ".join(str(storage.step_of(folder)) for folder in reversed(folders))
+        raise UserError(f"{root}: holds no step {want}; it holds {'steps ' + there if there else 'no step at all'}")
+    return [chosen]
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:

@@ -157,6 +157,20 @@ class Config(Section):
     log: Log = Log()
 
 
+# Settings from 1 up, and the most of each: beyond it they are a slip of the hand, and would overflow or never end.
+COUNTS = {
+    **dict.fromkeys(("batch.documents", "batch.tokens", "batch.max_tokens"), 2**31 - 1),
+    **dict.fromkeys(("train.max_steps", "train.max_bad_steps", "train.validate_every"), 2**31 - 1),
+    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "export.every", "log.every"), 2**31 - 1),
+    "train.epochs": 10_000,
+    "train.threads": 1024,
+    "train.timeout_seconds": 10**7,
+    "kernels.head_chunk_mib": 2**20,
+    "parallel.nodes": 2**20,
+}
+PATHS = ("run.dir", "model.path", "data.path", "data.validation", "export.default_system")
+
+
 def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a recipe and applies `section.key=value` overrides (the value is TOML; a bare word is a string)."""
     path = Path(recipe)
@@ -216,33 +230,27 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
     def ratio(value: float | None) -> bool:
         return value is None or 0 <= value <= 1
 
-    at_least_one = {
-        "batch": ("documents", "tokens", "max_tokens"),
-        "train": ("epochs", "max_steps", "max_bad_steps", "validate_every", "threads", "timeout_seconds"),
-        "kernels": ("head_chunk_mib",),
-        "parallel": ("nodes",),
-        "checkpoint": ("every", "keep"),
-        "export": ("every",),
-        "log": ("every",),
-    }
-    counts = [
-        (f"{table}.{key}", getattr(getattr(c, table), key)) for table, keys in at_least_one.items() for key in keys
-    ]
+    def value(key: str) -> Any:
+        section, name = key.split(".")
+        return getattr(getattr(c, section), name)
+
     return [
-        *((key, value is None or value >= 1, "must be at least 1") for key, value in counts),
+        *((key, value(key) is None or value(key) >= 1, "must be at least 1") for key in COUNTS),
+        *((key, value(key) is None or value(key) <= most, f"must be at most {most}") for key, most in COUNTS.items()),
+        *((key, value(key) != "", "must not be empty") for key in PATHS),
         (
             "batch.documents",
             (c.batch.documents is None) != (c.batch.tokens is None),
             "set exactly one of batch.documents and batch.tokens",
         ),
         ("run.seed", 0 <= c.run.seed < 2**63, "must be from 0 to 2^63 - 1"),
-        ("optim.lr", c.optim.lr >= 0 and math.isfinite(c.optim.lr), "must be 0 or more"),
+        ("optim.lr", c.optim.lr >= 0 and math.isfinite(c.optim.lr), "must be a finite number, 0 or more"),
         ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
-        ("optim.eps", positive(c.optim.eps), "must be above 0"),
-        ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be 0 or more"),
-        ("optim.clip", positive(c.optim.clip), 'must be above 0, or "none"'),
+        ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
+        ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
+        ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),
         ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
-        ("schedule.warmup_steps", (c.schedule.warmup_steps or 0) >= 0, "must be 0 or more"),
+        ("schedule.warmup_steps", 0 <= (c.schedule.warmup_steps or 0) < 2**31, "must be from 0 to 2^31 - 1"),
         (
             "schedule.warmup_steps",
             c.schedule.warmup_ratio is None or c.schedule.warmup_steps is None,
@@ -255,7 +263,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             c.train.validate_every is None or c.data.validation is not None,
             "needs data.validation",
         ),
-        ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be above 0"),
+        ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
     ]
 
 

@@ -30,7 +30,8 @@ ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llam
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+# Bounded above, because a JSON number like 1e999 is read as infinity.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
 class _RopeKeys(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,8 +47,8 @@ class _RopeKeys(msgspec.Struct, forbid_unknown_fields=True):
     attention_factor: Positive | None = None
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    mscale: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
+    mscale_all_dim: Annotated[float, msgspec.Meta(ge=0, le=1e15)] | None = None
     truncate: bool = True
     partial_rotary_factor: float | None = None
 
@@ -140,14 +141,18 @@ def read_config(folder: str | Path) -> ModelConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_json)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
     return value
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _family(path: Path, keys: _ConfigKeys) -> str:
@@ -250,6 +255,11 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         promised = read_json(index).get("weight_map")
         if not isinstance(promised, dict) or not promised:
             raise UserError(f"{index}: no weight_map; download the folder again")
+        for key, name in promised.items():
+            if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
+                raise UserError(
+                    f"{index}: tensor {key} is in {name!r}, not a safetensors file of this folder; download it again"
+                )
         files = sorted(set(promised.values()))
     found = {}
     for name in files:

@@ -36,10 +36,15 @@ class Metrics:
         self.money_before, self.file, self.board = 0.0, None, None
         if world.is_first:
             path = folder / "metrics.jsonl"
-            self.money_before = _drop_lines_after(path, done)
-            self.file = path.open("a", encoding="utf-8")
-            if settings.tensorboard:
-                self.board = _tensorboard(folder / "tensorboard", done)
+            try:
+                self.money_before = _drop_lines_after(path, done)
+                self.file = path.open("a", encoding="utf-8")
+                if settings.tensorboard:
+                    self.board = _tensorboard(folder / "tensorboard", done)
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename or path}: {error.strerror or error}; free it for the metrics"
+                ) from None
 
     def count(self, tokens: int, targets: int, flops: float) -> None:
         """Adds one step: tokens and target tokens over all ranks, model FLOPs over all ranks."""

@@ -149,7 +149,10 @@ def open_data(key: str, folder: str, settings: Config, model: ModelConfig) -> To
 
 
 def begin(run: Run, *, resume: bool) -> list[str]:
-    """Loads the newest checkpoint when resuming, and opens the run folder. Returns lines that tell what was chosen."""
+    """Loads the newest checkpoint when resuming, and opens the run folder. Returns lines that tell what was chosen.
+
+    `UserError` on all ranks where the checkpoint is of other steps than this run's, or the folder cannot be made.
+    """
     lines = []
     if resume:
         found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
@@ -157,14 +160,56 @@ def begin(run: Run, *, resume: bool) -> list[str]:
         if found is None:
             lines.append("resume: no complete checkpoint, so this run starts at step 0")
         else:
+            check_same_steps(run, scalars, found)
             run.done = scalars["step"]
             lines.append(f"resume: from {found}")
-    if run.world.is_first:
+    parallel.together(lambda: open_folder(run))
+    return lines + describe(run)
+
+
+def what_steps_follow_from(run: Run) -> dict[str, object]:
+    """What decides which documents a step takes. Ranks and rows may change: they divide the same step otherwise."""
+    c = run.config
+    return {
+        "run.seed": c.run.seed,
+        "batch.documents": c.batch.documents,
+        "batch.tokens": c.batch.tokens,
+        "data.path": run.feed.dataset.sha256,
+    }
+
+
+def check_same_steps(run: Run, scalars: dict[str, object], found: Path) -> None:
+    """`UserError` unless the checkpoint's run took the same documents in the same order as this one will."""
+    for key, here in what_steps_follow_from(run).items():
+        there = scalars.get(key)
+        if there == here:
+            continue
+        if key == "data.path":
+            what = f"{key} = {run.config.data.path!r} holds another data set than the run that wrote it used"
+        else:
+            what = f"{key} is {here!r}, and was {there!r} in the run that wrote it"
+        raise UserError(f"resume from {found}: {what}; set it back, or start a new run in another run.dir")
+    if scalars["step"] > run.total:
+        raise UserError(
+            f"resume from {found}: {scalars['step']} steps are done, and this recipe ends at {run.total}; "
+            "raise train.max_steps or train.epochs, or export that step: skytrain export"
+        )
+
+
+def open_folder(run: Run) -> None:
+    """Makes the run folder and writes the resolved recipe into it, on the first rank."""
+    if not run.world.is_first:
+        return
+    try:
         run.folder.mkdir(parents=True, exist_ok=True)
         partial = run.folder / "config.toml.tmp"
         partial.write_text(config.dumps(run.config), encoding="utf-8")
         os.replace(partial, run.folder / "config.toml")
-    return lines + describe(run)
+    except OSError as error:
+        raise UserError(
+            f"run.dir = {run.config.run.dir!r}: cannot be written ({error.strerror or error}: {error.filename}); "
+            "name a folder that can be made"
+        ) from None
 
 
 def describe(run: Run) -> list[str]:
@@ -191,7 +236,8 @@ def describe(run: Run) -> list[str]:
 def save(run: Run) -> Path:
     """A checkpoint of the run as it is. Collective."""
     root = run.folder / "checkpoints"
-    return checkpoint.save(root, run.done, run.state(), {"step": run.done}, keep=run.config.checkpoint.keep)
+    scalars = {"step": run.done, **what_steps_follow_from(run)}
+    return checkpoint.save(root, run.done, run.state(), scalars, keep=run.config.checkpoint.keep)
 
 
 def write_export(run: Run) -> Path:

@@ -113,11 +113,13 @@ def step_of(folder: Path) -> int | None:
 
 
 def step_folders(root: Path) -> list[Path]:
-    """Step folders under `root`, the newest first, complete or not."""
+    """Step folders under `root`, the newest first, complete or not. UserError where it cannot be listed."""
     try:
         found = [path for path in root.iterdir() if step_of(path) is not None and path.is_dir()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror or error}; checkpoints need a folder that can be read") from None
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -45,7 +45,7 @@ def train(settings: Config, *, resume: bool = False) -> Run:
 def loop(run: Run, lines: list[str]) -> None:
     """Every step that is not done yet, and what happens between steps. `lines` are told first."""
     c, total = run.config, run.total
-    metrics = Metrics(run.folder, c.log, run.world, done=run.done, total=total)
+    metrics = parallel.together(lambda: Metrics(run.folder, c.log, run.world, done=run.done, total=total))
     for line in lines:
         metrics.say(line)
     while run.done < total:

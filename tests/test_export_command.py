@@ -95,9 +95,18 @@ def test_export_refuses_what_is_no_run(model, tmp_path):
         with pytest.raises(UserError, match=r"no config.toml in it"):
             export(tmp_path / folder, tmp_path / "out")
     make_run(tmp_path / "run", model)
-    with pytest.raises(UserError, match=r"step-00000004: no complete.json"):
-        export(tmp_path / "run", tmp_path / "out", "--step", 4)
+    for step in (4, -1):
+        with pytest.raises(UserError, match=rf"checkpoints: holds no step {step}; it holds steps 3, 5$"):
+            export(tmp_path / "run", tmp_path / "out", "--step", step)
+    (tmp_path / "run" / "checkpoints" / "step-00000005" / "complete.json").unlink()
+    with pytest.raises(UserError, match=r"step-00000005: no complete.json"):
+        export(tmp_path / "run", tmp_path / "out", "--step", 5)
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="holds no step 3; it holds no step at all"):
+        export(tmp_path / "run", tmp_path / "out", "--step", 3)
     with pytest.raises(UserError, match="no complete checkpoint"):
+        export(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "run" / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match="checkpoints: Not a directory"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()

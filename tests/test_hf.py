@@ -146,6 +146,15 @@ def test_no_readable_config_is_a_user_error(tmp_path, text):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+def test_a_number_that_is_not_finite_is_refused(folder, key, number):
+    path = change_config(folder, "rope_parameters", **{key: "here"}) / "config.json"
+    path.write_text(path.read_text().replace('"here"', number))
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_config(folder)
+
+
 def test_a_missing_size_is_named(folder):
     with pytest.raises(UserError, match="intermediate_size"):
         read_config(change_config(folder, "intermediate_size"))
@@ -188,6 +197,16 @@ def test_b52_a_tensor_in_only_one_of_index_and_shard_is_named(tmp_path):
     fewer = {name: file for name, file in intact["weight_map"].items() if name != "model.norm.weight"}
     index.write_text(json.dumps(intact | {"weight_map": fewer}))
     with pytest.raises(UserError, match=r"index\.json.*model\.norm\.weight"):
+        build(folder)
+
+
+@pytest.mark.parametrize("file", [3, None, ["a"], "", "..", "../model/model-00001-of-00003.safetensors", "/etc/hosts"])
+def test_an_index_that_names_no_file_of_its_folder_is_refused(tmp_path, file):
+    folder = write_tiny_model(tmp_path, "qwen2", shard_bytes=200_000)
+    index = folder / "model.safetensors.index.json"
+    intact = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": intact["weight_map"] | {"model.norm.weight": file}}))
+    with pytest.raises(UserError, match=r"index\.json: tensor model\.norm\.weight"):
         build(folder)
 
 

@@ -156,6 +156,43 @@ def test_a_run_that_ended_before_its_export_makes_it_when_it_resumes(model, data
     assert len(list((tmp_path / "run" / "export").glob("step-*/model.safetensors"))) == 1
 
 
+@pytest.mark.parametrize("change", [{"run__seed": 1}, {"batch__documents": 3}, {"data__path": "another"}])
+def test_resuming_with_other_steps_than_those_done_is_refused(model, data, tmp_path, change):
+    if "data__path" in change:
+        other = runs.write_data(tmp_path / "other", runs.random_documents(6, vocab=VOCAB_SIZE, seed=1), model)
+        change = {"data__path": str(other)}
+    train(runs.settings(model, data, tmp_path / "run"))
+    before = (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(UserError, match=next(iter(change)).replace("__", r"\.")):
+        train(runs.settings(model, data, tmp_path / "run", **change), resume=True)
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+
+
+def test_resuming_may_move_the_data_change_the_rows_and_end_later(model, data, tmp_path):
+    train(runs.settings(model, data, tmp_path / "run", train__max_steps=1))
+    moved = shutil.copytree(data, tmp_path / "moved")
+    run = train(runs.settings(model, moved, tmp_path / "run", batch__max_tokens=64, train__epochs=2), resume=True)
+    assert run.done == run.total == 4
+
+
+def test_resuming_with_fewer_steps_than_are_done_is_refused(model, data, tmp_path):
+    train(runs.settings(model, data, tmp_path / "run"))
+    with pytest.raises(UserError, match="2 steps are done, and this recipe ends at 1"):
+        train(runs.settings(model, data, tmp_path / "run", train__max_steps=1), resume=True)
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/metrics.jsonl", "run/tensorboard"])
+def test_something_in_the_way_of_the_run_folder_is_named(model, data, tmp_path, place):
+    way = tmp_path / place
+    if place == "run/metrics.jsonl":
+        way.mkdir(parents=True)
+    else:
+        way.parent.mkdir(exist_ok=True)
+        way.write_text("something else")
+    with pytest.raises(UserError, match=way.name):
+        train(runs.settings(model, data, tmp_path / "run", log__tensorboard=True), resume=place != "run")
+
+
 def test_an_attention_back_end_that_cannot_run_here(model, data, tmp_path):
     assert "flash_attn" in refused(model, data, tmp_path, attention__backend="flash_attn")
 
@@ -195,6 +232,12 @@ def test_the_command_ends_with_status_2_and_one_line(recipe, override, tmp_path)
     assert result.stderr.startswith("error: ")
     assert override.split("=")[0].split(".")[0] in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_without_a_recipe():
+    result = command()
+    assert result.returncode == 2
+    assert "give a recipe" in result.stderr
 
 
 def test_the_command_without_torchrun(recipe, tmp_path):

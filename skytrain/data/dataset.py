@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -23,7 +25,7 @@ from skytrain.errors import UserError
 SHARD_BYTES = 256 << 20
 REMEDY = "prepare the data set again with skytrain prep tokenize"
 # json.dumps with a default builds an encoder each time.
-_encode_row = json.JSONEncoder(default=str).encode
+_encode_row = json.JSONEncoder(default=str, allow_nan=False).encode
 
 
 class DatasetWriter:
@@ -76,7 +78,7 @@ class DatasetWriter:
         self._trained.write(np.ascontiguousarray(trained, dtype=np.uint8).data)
         self._offsets.append(self._offsets[-1] + n)
         self._doc_ids.append(self._n_docs)
-        self._rows.write(_encode_row(row) + "\n")
+        self._rows.write(_row_text(row) + "\n")
         n_trained = int(np.count_nonzero(trained))
         self._n_docs += 1
         self._n_tokens += n
@@ -249,6 +251,11 @@ class TokenDataset:
         return self.info.n_docs
 
     @cached_property
+    def sha256(self) -> str:
+        """Of the shards: the same for the same documents and targets in the same order."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.info.shards).encode()).hexdigest()
+
+    @cached_property
     def trained_counts(self) -> np.ndarray:
         """int64 [n_docs]: targets of each document. Reads all marks once (1 byte a token)."""
         # np.add.reduceat would first copy the whole shard as int64, 8 bytes a token.
@@ -311,6 +318,22 @@ class TokenDataset:
             raise UserError(f"{self.folder / 'rows.jsonl'}: corrupt (its sha256 differs); {REMEDY}")
         if top != info.max_token_id or self.trained_counts.sum() != info.n_trained:
             raise UserError(f"{self.folder / 'dataset.json'}: its numbers are not those of the shards; {REMEDY}")
+
+
+def _row_text(row: dict[str, Any]) -> str:
+    try:
+        return _encode_row(row)
+    except ValueError:  # JSON has no NaN and no infinity, but Python's readers and Parquet do
+        return _encode_row(_finite(row))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null in the place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_info(folder: Path) -> DatasetInfo:

@@ -27,7 +27,7 @@ class Conversation:
     messages: list[dict[str, Any]]
     """As the template takes them: a role, text content (or none beside tool calls), the message's other keys."""
     trained: list[bool]
-    """For each message: an assistant turn that is not marked `"train": false`."""
+    """For each message: an assistant turn that is not marked `"train": false`, or `"weight": 0`."""
     tools: list[dict[str, Any]] | None
 
     @property
@@ -86,23 +86,38 @@ def _message(message: Any, where: str) -> tuple[dict[str, Any], bool]:
     role = message.get("role")
     if role not in ROLES:
         raise Refused("bad_role", f"{where} has " + ("no role" if role is None else f"the role {str(role)[:40]!r}"))
-    train = message.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise Refused("malformed", f"{where}: train is {str(train)[:40]!r}, not true or false")
+    train = _train(message, where)
     if train and role != "assistant":
-        raise Refused("malformed", f"{where}: train is true, and only assistant turns can be trained")
+        raise Refused("malformed", f"{where}: train (or weight) is set, and only assistant turns can be trained")
     # A Parquet column holds null where a message lacks the key, and templates ask whether a key is there.
     content = _content(message.get("content"), where)
-    cleaned = {key: value for key, value in message.items() if value is not None and key != "train"}
+    cleaned = {key: value for key, value in message.items() if value is not None and key not in ("train", "weight")}
+    calls = cleaned.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise Refused("malformed", f"{where}: tool_calls is not a list of objects")
     # A system turn may be empty (it then replaces the template's default), and a tool may return nothing.
-    says_more = role in ("system", "tool") or any(cleaned.get(key) for key in (*REASONING, "tool_calls"))
-    if content is None and not (role == "assistant" and cleaned.get("tool_calls")):
+    says_more = role in ("system", "tool") or calls or any(cleaned.get(key) for key in REASONING)
+    if content is None and not (role == "assistant" and calls):
         raise Refused("empty", f"{where} ({role}) has no content")
     if content is not None:
         if not content.strip() and not says_more:
             raise Refused("empty", f"{where} ({role}) is empty")
         cleaned["content"] = content
     return cleaned, role == "assistant" and train is not False
+
+
+def _train(message: dict[str, Any], where: str) -> bool | None:
+    """The message's own `train`, or OpenAI's `weight` of 0 or 1 as the same; None where it has neither."""
+    train, weight = message.get("train"), message.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise Refused("malformed", f"{where}: train is {str(train)[:40]!r}, not true or false")
+    if weight is None:
+        return train
+    if not isinstance(weight, int | float) or weight not in (0, 1):
+        raise Refused("malformed", f"{where}: weight is {str(weight)[:40]!r}, not 0 or 1")
+    if train is not None and train != bool(weight):
+        raise Refused("malformed", f"{where}: train and weight contradict each other")
+    return bool(weight)
 
 
 def _content(content: Any, where: str) -> str | None:

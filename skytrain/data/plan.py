@@ -81,7 +81,8 @@ class Planner:
         for epoch in range(epochs):
             if max_steps is not None and self._starts[-1] >= max_steps:
                 break
-            self._ends.append(self._step_ends(epoch))
+            # With `documents`, every epoch is cut at the same places.
+            self._ends.append(self._ends[0] if self._ends and documents is not None else self._step_ends(epoch))
             self._starts.append(self._starts[-1] + len(self._ends[-1]))
         self.total_steps = self._starts[-1] if max_steps is None else min(max_steps, self._starts[-1])
 

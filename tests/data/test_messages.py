@@ -29,6 +29,12 @@ from skytrain.data.messages import Refused, from_row
         ([{"role": "user", "content": "half \ud83d"}, ANSWER], "malformed"),
         ([QUESTION, {**ANSWER, "train": "false"}], "malformed"),
         ([{**QUESTION, "train": True}, ANSWER], "malformed"),
+        ([{**QUESTION, "weight": 1}, ANSWER], "malformed"),
+        ([QUESTION, {**ANSWER, "weight": 0.5}], "malformed"),
+        ([QUESTION, {**ANSWER, "weight": "0"}], "malformed"),
+        ([QUESTION, {**ANSWER, "weight": 0, "train": True}], "malformed"),
+        ([QUESTION, {"role": "assistant", "content": None, "tool_calls": "x"}], "malformed"),
+        ([QUESTION, {"role": "assistant", "content": "", "tool_calls": ["x"]}], "malformed"),
     ],
 )
 def test_odd_content_is_refused_with_its_reason(models, messages, reason):
@@ -42,8 +48,19 @@ def test_text_parts_and_extra_keys_are_taken(models):
     """B37: a list of text parts is its text, and keys the template does not know change nothing."""
     ours, _ = models["qwen2_5"]
     parts = {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]}
-    plain = {"role": "user", "content": "What is this?", "name": None, "weight": 3}
+    plain = {"role": "user", "content": "What is this?", "name": None, "score": 3}
     assert ours.encode([parts, ANSWER]).tokens.tolist() == ours.encode([plain, ANSWER]).tokens.tolist()
+
+
+def test_openai_s_weight_means_what_train_does(models):
+    ours, _ = models["qwen2_5"]
+
+    def targets(**marks):
+        return ours.encode([QUESTION, {**ANSWER, **marks}, QUESTION, ANSWER]).trained.tolist()
+
+    assert targets(weight=0) == targets(train=False) == targets(weight=0.0, train=False)
+    assert targets(weight=1) == targets() == targets(weight=True) == targets(weight=None)
+    assert sum(targets(weight=0)) < sum(targets())
 
 
 @pytest.mark.parametrize(

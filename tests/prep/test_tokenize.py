@@ -59,6 +59,13 @@ def test_a_data_set_holds_the_ids_marks_and_provenance_of_its_rows(tmp_path, mod
     assert ledger.rows.read == 5 and ledger.rows.dropped == {} and ledger.tokens.rendered == info.n_tokens
 
 
+def test_a_number_that_json_has_no_word_for_is_null_in_the_provenance(tmp_path, model):
+    path = write_jsonl(tmp_path / "a.jsonl", [chat("a", "b", id="x", score=float("nan"), more=[{"top": float("inf")}])])
+    assert "NaN" in path.read_text()
+    tokenize([path], model, tmp_path / "set")
+    assert TokenDataset.open(tmp_path / "set").row(0)["provenance"] == {"score": None, "more": [{"top": None}]}
+
+
 def test_every_format_and_form_gives_the_same_documents(tmp_path, model):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
