@@ -104,9 +104,13 @@ class Attention(Section):
 
 
 class Kernels(Section):
-    backend: Literal["auto", "reference"] = "auto"
+    backend: Literal["auto", "triton", "reference", "liger"] = "auto"
+    """Of norms, SwiGLU, rotary embedding and head. auto: Triton on a GPU, plain PyTorch on a CPU."""
     head_chunk_mib: int = 512
-    """Memory for one chunk of fp32 logits."""
+    """Memory for one chunk of logits."""
+    logits: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the memory of a chunk, or doubles its rows; the loss then comes from rounded logits. (Liger's own
+    head has none but logits of train.dtype.)"""
 
 
 class Parallel(Section):
@@ -263,6 +267,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             c.train.validate_every is None or c.data.validation is not None,
             "needs data.validation",
         ),
+        ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
     ]
 

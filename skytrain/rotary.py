@@ -1,4 +1,4 @@
-"""Rotary position embeddings: frequencies from the settings, tables from the positions, the rotation itself.
+"""Rotary position embeddings: frequencies from the settings, tables from the positions; kernels/rope.py rotates.
 
 Nothing here is a buffer of a module: `to_empty` fills buffers with what the allocator last held, and `.to(bf16)`
 rounds frequencies so far that positions past a few hundred are wrong. Frequencies cost microseconds, so each forward
@@ -91,10 +91,3 @@ def rotary_tables(rope: Rope, head_dim: int, positions: Tensor) -> tuple[Tensor,
     # An fp32 product is wrong by 1e-3 radians at position 30,000; 1 M products in fp64 a forward cost nothing.
     angle = positions.double()[:, None] * frequency.double()
     return (angle.cos() * rope.attention_factor).float(), (angle.sin() * rope.attention_factor).float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (i, i + head_dim / 2) of x [T, heads, head_dim] in fp32; returns x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

@@ -21,7 +21,8 @@ from skytrain.data.plan import Planner
 from skytrain.errors import UserError
 from skytrain.export import default_system, export, model_tensors
 from skytrain.feed import Feed
-from skytrain.model import CausalLM, ModelConfig
+from skytrain.kernels.backend import resolve
+from skytrain.model import Backends, CausalLM, ModelConfig
 from skytrain.parallel import World
 
 
@@ -59,7 +60,7 @@ class Run:
     feed: Feed
     validation: Feed | None
     default_system: str | None
-    attention_backend: str
+    backends: Backends
     done: int = 0
 
     @property
@@ -87,7 +88,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
             f"run.dir = {str(folder)!r} holds a run already: go on with --resume auto, or name another folder"
         )
     model_config = hf.read_config(settings.model.path)
-    backend = attention.resolve_backend(settings.attention.backend, world.device)
+    backends = resolve_backends(settings, world.device)
     cost = cost_model(model_config, settings.batch.max_tokens)
     data = open_data("data.path", settings.data.path, settings, model_config)
     planner = Planner(
@@ -109,15 +110,27 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         validation = Feed(held_out, validation_planner, world.rank, world.device)
     system = default_system(settings.export.default_system, data.info.system)
     with torch.device("meta"):
-        model = CausalLM(
-            model_config, attention_backend=backend, head_chunk_bytes=settings.kernels.head_chunk_mib * 2**20
-        )
+        model = CausalLM(model_config, backends)
     parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
     hf.load_weights(model, settings.model.path)
     optimizer = optim.Optimizer(model.named_parameters(), settings.optim)
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backend)
+    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
+
+
+def resolve_backends(settings: Config, device: torch.device) -> Backends:
+    """`UserError` for one that cannot run here."""
+    try:
+        kernels_backend = resolve(settings.kernels.backend, device)
+    except ValueError as error:
+        raise UserError(f"kernels.backend = {settings.kernels.backend!r}: {error}; choose another, or auto") from None
+    return Backends(
+        attention.resolve_backend(settings.attention.backend, device),
+        kernels_backend,
+        settings.kernels.head_chunk_mib * 2**20,
+        getattr(torch, settings.kernels.logits),
+    )
 
 
 def cost_model(model: ModelConfig, max_tokens: int) -> CostModel:
@@ -221,7 +234,7 @@ def describe(run: Run) -> list[str]:
         f"model {c.model.path}: {parameters:,} parameters, {model.config.model_type}, {c.train.dtype}",
         f"data {c.data.path}: {info.n_docs:,} documents, {info.n_tokens:,} tokens, {info.n_trained:,} trained",
         f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
-        f"attention {run.attention_backend}, kernels reference, torch {torch.__version__}",
+        f"attention {run.backends.attention}, kernels {run.backends.kernels}, torch {torch.__version__}",
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
     ]
     longest = int(run.feed.dataset.lengths.max())

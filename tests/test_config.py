@@ -82,7 +82,8 @@ def test_dump_holds_strange_strings(recipe, tmp_path):
         ("optim.clip=0.0", ["optim.clip", "none"]),
         ("optim.name=lion", ["optim.name", "lion"]),
         ("optim.format=fp32_8bit", ["optim.format", "fp32_8bit"]),
-        ("kernels.backend=liger", ["kernels.backend", "liger"]),
+        ("kernels.backend=cuda", ["kernels.backend", "cuda"]),
+        ("kernels.logits=float16", ["kernels.logits", "float16"]),
         ("batch.tokens=100", ["batch.documents", "exactly one"]),
         ("batch.documents=none", ["batch.documents", "exactly one"]),
         ("batch.max_tokens=0", ["batch.max_tokens", "at least 1"]),
@@ -106,6 +107,12 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe, override, told):
 def test_both_warmups_are_refused(recipe):
     with pytest.raises(UserError, match="at most one"):
         config.load(recipe, ["schedule.warmup_ratio=0.1", "schedule.warmup_steps=3"])
+
+
+def test_bf16_logits_beside_fp32_operands_are_refused(recipe):
+    assert config.load(recipe, ["kernels.logits=bfloat16"]).kernels.logits == "bfloat16"
+    with pytest.raises(UserError, match=r"kernels\.logits"):
+        config.load(recipe, ["kernels.logits=bfloat16", "train.dtype=float32"])
 
 
 def test_a_recipe_that_is_not_there_or_not_toml(tmp_path):

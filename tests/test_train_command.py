@@ -13,6 +13,7 @@ from tiny_models import VOCAB_SIZE, write_tiny_model
 
 from skytrain import config
 from skytrain.errors import UserError
+from skytrain.kernels import backend
 from skytrain.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,13 @@ def test_something_in_the_way_of_the_run_folder_is_named(model, data, tmp_path, 
 
 def test_an_attention_back_end_that_cannot_run_here(model, data, tmp_path):
     assert "flash_attn" in refused(model, data, tmp_path, attention__backend="flash_attn")
+
+
+def test_a_kernel_back_end_that_cannot_run_here(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert "kernels.backend = 'liger': liger-kernel" in refused(model, data, tmp_path, kernels__backend="liger")
+    assert "kernels.backend = 'triton'" in refused(model, data, tmp_path, kernels__backend="triton")
 
 
 def test_a_run_folder_that_holds_a_run(model, data, tmp_path):

@@ -10,8 +10,10 @@ import torch
 from ranks import run_ranks
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
+from skytrain import parallel
 from skytrain.checkpoint import read_tensors
 from skytrain.errors import UserError
+from skytrain.kernels import backend as kernels
 from skytrain.run import begin, save
 from skytrain.trainer import train
 
@@ -277,3 +279,25 @@ def test_validation_loss_is_the_mean_over_held_out_targets(model, tmp_path):
     train(c)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[1]["validation_loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
+
+
+@pytest.mark.skipif(kernels.triton is None, reason="triton is not installed")
+def test_triton_s_kernels_train_as_the_reference_does(tmp_path):
+    """Every kernel at once, in Triton's interpreter (on a GPU machine: on the GPU), under FSDP2: a model with query and
+    key norms, grouped heads, and two micro-batches a step."""
+    model = write_tiny_model(tmp_path / "model", "qwen3")
+    folder = data(tmp_path / "data", model, runs.random_documents(4, vocab=VOCAB_SIZE, longest=12))
+    seen = {}
+    for name in ("reference", "triton"):
+        device = "auto" if torch.cuda.is_available() else "cpu"
+        c = runs.settings(
+            model, folder, tmp_path / name, kernels__backend=name, batch__max_tokens=24, train__device=device
+        )
+        run = runs.start(c)
+        assert run.backends.kernels == name
+        seen[name] = runs.steps(run, 1)
+        parallel.stop()
+    [triton], [reference] = seen["triton"], seen["reference"]
+    assert reference["micro_batches"] > 1
+    close(triton["gradients"], reference["gradients"])
+    assert triton["loss"] == pytest.approx(reference["loss"], rel=1e-5)

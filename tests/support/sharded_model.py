@@ -19,18 +19,19 @@ from skytrain.attention import resolve_backend
 from skytrain.data.batch import pack_row
 from skytrain.export import export, model_tensors
 from skytrain.hf import load_weights, read_config
-from skytrain.model import CausalLM
+from skytrain.model import Backends, CausalLM
 
 
-def build(folder: str | Path, *, backend: str = "auto", dtype: str = "float32", nodes: int = 1) -> CausalLM:
+def build(
+    folder: str | Path, *, backend: str = "auto", kernels: str = "reference", dtype: str = "float32", nodes: int = 1
+) -> CausalLM:
     """The model of a folder, fp32: on the meta device, sharded as a run's (given a process group), then filled.
 
-    `dtype` is of compute and counts only when sharded; `nodes` are groups of ranks that hold replicas.
+    `backend` is of attention, `kernels` of the other kernels; `dtype` is of compute and counts only when sharded;
+    `nodes` are groups of ranks that hold replicas.
     """
     with torch.device("meta"):
-        model = CausalLM(
-            read_config(folder), attention_backend=resolve_backend(backend, "cpu"), head_chunk_bytes=1 << 20
-        )
+        model = CausalLM(read_config(folder), Backends(resolve_backend(backend, "cpu"), kernels, 1 << 20))
     if dist.is_initialized():
         settings = config.Config(
             run=config.Run(dir=""),
