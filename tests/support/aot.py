@@ -59,11 +59,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    ptx: str
-    shared: int
+    ptx: str = ""
+    shared: int = 0
     """Bytes of shared memory a program."""
-    log: str
+    log: str = ""
     """What `ptxas -v` says, for sm_90a; empty for other targets."""
+    error: str = ""
+    """In Triton's words; empty where it compiles."""
 
 
 @contextlib.contextmanager
@@ -123,23 +125,19 @@ def argument_type(value: object) -> str:
     raise TypeError(f"a launch takes tensors and numbers, not {type(value).__name__}")
 
 
-def compile_launches(launches: Iterable[Launch], folder: Path, target: int = 90) -> dict[Launch, Compiled]:
-    """Compiles launches for sm_<target> in one process; RuntimeError, with Triton's words, where one fails."""
-    launches = list(launches)
-    question, answer = folder / f"launches_{target}.json", folder / f"compiled_{target}.json"
-    question.write_text(json.dumps([json.loads(launch.description) for launch in launches]))
+def compile_launches(wanted: Iterable[tuple[Launch, int]], folder: Path) -> dict[tuple[Launch, int], Compiled]:
+    """Compiles each (launch, 90 for sm_90), all in one process."""
+    wanted = list(wanted)
+    question, answer = folder / "launches.json", folder / "compiled.json"
+    question.write_text(json.dumps([json.loads(launch.description) | {"target": target} for launch, target in wanted]))
     here = Path(__file__).parent
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-P", str(here / "aot_compile.py"), str(question), str(answer), str(target)]
+    command = [sys.executable, "-P", str(here / "aot_compile.py"), str(question), str(answer)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    results = json.loads(answer.read_text())
-    errors = [f"{launch}: {result['error']}" for launch, result in zip(launches, results) if "error" in result]
-    if errors:
-        raise RuntimeError(f"does not compile for sm_{target}:\n" + "\n".join(errors))
-    return {launch: Compiled(**result) for launch, result in zip(launches, results)}
+    return {key: Compiled(**result) for key, result in zip(wanted, json.loads(answer.read_text()))}
 
 
 def faults(launch: Launch, compiled: Compiled, *, wide: bool = True) -> list[str]:
@@ -147,6 +145,8 @@ def faults(launch: Launch, compiled: Compiled, *, wide: bool = True) -> list[str
 
     wide: whether its memory accesses must be of 128 bits.
     """
+    if compiled.error:
+        return [f"does not compile: {compiled.error}"]
     found = []
     if spilled := spill_bytes(compiled.log):
         found.append(f"{spilled} bytes spilled")
@@ -179,9 +179,13 @@ def registers(log: str) -> int:
 
 
 def access_bits(ptx: str, what: str) -> list[int]:
-    """Bits of each access to global memory in the text; what: "ld" or "st"."""
+    """Bits of each access to global memory in the text; what: "ld" (copies to shared memory too) or "st"."""
     found = re.findall(rf"\b{what}\.global((?:\.\w+(?:::\w+)*)*?)(?:\.v(\d))?\.[a-z]+(\d+)\s", ptx)
-    return [int(count or 1) * int(bits) for _modifiers, count, bits in found]
+    widths = [int(count or 1) * int(bits) for _modifiers, count, bits in found]
+    if what == "ld":
+        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\S*\.global\S* \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+        widths += [8 * int(size, 0) for size in copies]
+    return widths
 
 
 def uses_dot(launch: Launch) -> bool:

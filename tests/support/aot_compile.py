@@ -1,4 +1,4 @@
-"""Compiles the launches of a JSON file for one GPU architecture: `aot_compile.py launches.json results.json 90`.
+"""Compiles the launches of a JSON file for GPUs that are not there: `aot_compile.py launches.json results.json`.
 
 A process of its own, started by aot.py, since Triton's interpreter replaces the language for the whole process.
 """
@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
-def compile_one(fields: dict, target: int) -> dict[str, object]:
+def compile_one(fields: dict) -> dict[str, object]:
     kernel = getattr(importlib.import_module(fields["module"]), fields["kernel"])
     source = ASTSource(
         kernel,
@@ -30,11 +30,11 @@ def compile_one(fields: dict, target: int) -> dict[str, object]:
     )
     options = {"num_warps": fields["num_warps"], "num_stages": fields["num_stages"]}
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", fields["target"], 32), options=options)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     ptx = compiled.asm["ptx"]
-    return {"ptx": ptx, "shared": compiled.metadata.shared, "log": assemble(ptx) if target == 90 else ""}
+    return {"ptx": ptx, "shared": compiled.metadata.shared, "log": assemble(ptx) if fields["target"] == 90 else ""}
 
 
 def assemble(ptx: str) -> str:
@@ -47,13 +47,13 @@ def assemble(ptx: str) -> str:
 
 
 def main() -> None:
-    question, answer, target = sys.argv[1:]
+    question, answer = sys.argv[1:]
     launches = json.loads(Path(question).read_text())
     for fields in launches:
         importlib.import_module(fields["module"])
     # ptxas is a process of its own, so two threads keep one core busy and use a second.
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda fields: compile_one(fields, int(target)), launches))
+        results = list(pool.map(compile_one, launches))
     Path(answer).write_text(json.dumps(results))
 
 
