@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skytrain.kernels.adamw import AdamW
 from skytrain.kernels.linear_cross_entropy import linear_cross_entropy
 
 Shape = dict[str, int]
@@ -22,6 +23,7 @@ Inputs = dict[str, object]
 Outputs = tuple[Tensor, ...]
 
 EPS = 1e-6
+RATE, BETAS, ADAM_EPS = 1e-5, (0.9, 0.95), 1e-8
 CHUNK_BYTES = 2 << 30
 
 # A model's shapes; rows are a micro-batch's tokens.
@@ -213,6 +215,30 @@ OPERATIONS = {
 
 # Until all have landed.
 OPERATIONS = {name: operation for name, operation in OPERATIONS.items() if operation.landed}
+
+# Bytes of a parameter that a step must load and store, but for scales (0.03 each a code).
+ADAMW_BYTES = {"fp32": (16, 12), "fp32_8bit": (10, 6), "split_8bit": (8, 6)}
+
+
+def adamw(format: str, shapes: list[tuple[int, ...]], make: Make, backend: str) -> tuple[AdamW, list[Tensor]]:
+    """(optimizer, gradients of normally distributed numbers): ours, in one of its formats."""
+    make = Make(make.device, torch.bfloat16 if format == "split_8bit" else torch.float32, make.generator)
+    parameters = [make.normal(*shape, scale=0.02) for shape in shapes]
+    decays = [0.1 if len(shape) > 1 else 0.0 for shape in shapes]
+    optimizer = AdamW(parameters, decays, format=format, betas=BETAS, eps=ADAM_EPS, backend=backend)
+    return optimizer, [make.normal(*shape, scale=1e-3) for shape in shapes]
+
+
+def adamw_step(optimizer: AdamW, gradients: list[Tensor]) -> None:
+    device = gradients[0].device
+    one, no = torch.ones((), device=device), torch.zeros((), device=device)
+    optimizer.step(gradients, RATE, one, no)
+
+
+def adamw_fewest_bytes(optimizer: AdamW, gradients: list[Tensor]) -> int:
+    """Weights and states read and written once, gradients read once."""
+    states = [x for tensors in optimizer.state.values() for x in tensors]
+    return 2 * _bytes(*optimizer.parameters, *states) + _bytes(*gradients)
 
 
 def with_gradients(operation: Operation, inputs: Inputs) -> Inputs:

@@ -8,12 +8,14 @@ import bad_kernels
 import pytest
 import torch
 from aot import access_bits, argument_type, compile_launches, faults, recorded, registers, spill_bytes
-from cases import MODELS, OPERATIONS, Make, backward, with_gradients
+from cases import ADAMW_BYTES, MODELS, OPERATIONS, Make, adamw, adamw_step, backward, with_gradients
 
 from skytrain.kernels import backend
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 META = torch.device("meta")
+ELEMENTS_A_THREAD = 16
+"""Of the optimizer."""
 
 
 def record_operation(operation, shape, dtype=torch.bfloat16):
@@ -21,6 +23,12 @@ def record_operation(operation, shape, dtype=torch.bfloat16):
         inputs = with_gradients(operation, operation.inputs(Make(META, dtype), shape))
         outputs = operation.ours(inputs, "triton")
         backward(operation, inputs, outputs, tuple(torch.empty_like(output) for output in outputs))
+    return launches
+
+
+def record_adamw(format):
+    with recorded() as launches:
+        adamw_step(*adamw(format, [(5120, 5120), (5120,)], Make(META, torch.float32), "triton"))
     return launches
 
 
@@ -61,7 +69,9 @@ FAULTS = {
 def launches():
     """By what they are for; the architectures beside sm_90 get those of the 32B model in bf16."""
     large = production("32B", torch.bfloat16)
+    optimizer = {format: record_adamw(format) for format in ADAMW_BYTES}
     known = {"hopper": large + production("7B", torch.bfloat16) + production("32B", torch.float32), "elsewhere": large}
+    known |= optimizer | {"elsewhere": large + [launch for launches in optimizer.values() for launch in launches]}
     faulty = {name: bad(kernel, *arguments, **constants) for name, (kernel, arguments, constants, _) in FAULTS.items()}
     return known | {"faulty": faulty}
 
@@ -69,6 +79,7 @@ def launches():
 @pytest.fixture(scope="module")
 def compiled(launches, tmp_path_factory):
     wanted = [(launch, 90) for launch in (*launches["hopper"], *launches["faulty"].values())]
+    wanted += [(launch, 90) for format in ADAMW_BYTES for launch in launches[format]]
     wanted += itertools.product(launches["elsewhere"], (80, 100))
     return compile_launches(wanted, tmp_path_factory.mktemp("aot"))
 
@@ -77,6 +88,14 @@ def test_production_on_hopper(launches, compiled):
     assert len(launches["hopper"]) > len(OPERATIONS)
     found = [f"{launch}: {fault}" for launch in launches["hopper"] for fault in faults(launch, compiled[launch, 90])]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("format", ADAMW_BYTES)
+def test_the_optimizer_on_hopper(launches, compiled, format):
+    (launch,) = launches[format]
+    # Its fast path; tensors that are not aligned take a slow one in the same kernel.
+    least = {what: ELEMENTS_A_THREAD * size for what, size in zip(("ld", "st"), ADAMW_BYTES[format])}
+    assert not faults(launch, compiled[launch, 90], least)
 
 
 def test_production_compiles_for_ampere_and_blackwell(launches, compiled):

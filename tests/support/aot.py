@@ -140,10 +140,10 @@ def compile_launches(wanted: Iterable[tuple[Launch, int]], folder: Path) -> dict
     return {key: Compiled(**result) for key, result in zip(wanted, json.loads(answer.read_text()))}
 
 
-def faults(launch: Launch, compiled: Compiled, *, wide: bool = True) -> list[str]:
+def faults(launch: Launch, compiled: Compiled, least: dict[str, int] | None = None) -> list[str]:
     """What is wrong with a kernel compiled for sm_90, in words; nothing where all is well.
 
-    wide: whether its memory accesses must be of 128 bits.
+    least: for a kernel with slow paths too, the bytes a thread must load and store ("ld", "st") in 128-bit accesses.
     """
     if compiled.error:
         return [f"does not compile: {compiled.error}"]
@@ -157,10 +157,14 @@ def faults(launch: Launch, compiled: Compiled, *, wide: bool = True) -> list[str
         found.append(f"{registers(compiled.log)} registers a thread with {warps} warps")
     if compiled.shared > SHARED_BYTES:
         found.append(f"{compiled.shared} bytes of shared memory")
-    for what in ("ld", "st") if wide else ():
+    for what in ("ld", "st"):
         widths = access_bits(compiled.ptx, what)
-        share = sum(width for width in widths if width >= 128) / max(1, sum(widths))
-        if widths and share < WIDE_SHARE:
+        wide = sum(width for width in widths if width >= 128)
+        share = wide / max(1, sum(widths))
+        if least is not None:
+            if wide < 8 * least[what]:
+                found.append(f"{wide // 8} of {least[what]} bytes of {what}.global are in 128-bit accesses")
+        elif widths and share < WIDE_SHARE:
             found.append(f"{100 * share:.0f}% of what {what}.global moves is in 128-bit accesses")
     if uses_dot(launch) and "wgmma" not in compiled.ptx:
         found.append("tl.dot without HGMMA")
