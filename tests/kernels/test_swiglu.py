@@ -157,6 +157,15 @@ def test_under_compile():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: half a million programs")
+def test_more_elements_than_int32_counts():
+    gate = torch.zeros(2**16 + 1, 2**15, dtype=torch.float16, device=DEVICE)
+    up = torch.ones_like(gate)
+    gate[-1] = random(2**15, dtype=torch.float16)
+    assert torch.equal(swiglu(gate, up, backend="triton")[-1:], swiglu(gate[-1:], up[-1:], backend="triton"))
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(backend_module.obstacle("liger", torch.device(DEVICE)) is not None, reason="needs a GPU and liger")
 def test_liger_agrees():
     operands = [random(100, 640, dtype=torch.bfloat16, seed=seed) for seed in range(3)]
