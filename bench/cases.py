@@ -8,6 +8,7 @@ respect to the inputs named in `differentiable`.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ Inputs = dict[str, object]
 Outputs = tuple[Tensor, ...]
 
 EPS = 1e-6
-RATE, BETAS, ADAM_EPS = 1e-5, (0.9, 0.95), 1e-8
+RATE, BETAS, ADAM_EPS, DECAY = 1e-5, (0.9, 0.95), 1e-8, 0.1
 CHUNK_BYTES = 2 << 30
 
 # A model's shapes; rows are a micro-batch's tokens.
@@ -66,6 +67,8 @@ class Operation:
     differentiable: tuple[str, ...]
     backward_reads: tuple[str, ...]
     """What the backward must read besides the outputs' gradients; a number is the output of that index."""
+    dimensions: tuple[str, ...] = ("rows", "hidden")
+    """Of the shape, those that matter here."""
     shared_gradients: tuple[str, ...] = ()
     """Inputs whose gradient is, number by number, another input's: written once."""
     flops: Callable[[Shape], int] | None = None
@@ -140,13 +143,16 @@ def _plain_rope(inputs: Inputs) -> Outputs:
 def _head_inputs(make: Make, shape: Shape) -> Inputs:
     hidden = make.normal(shape["rows"], shape["hidden"])
     weight = make.normal(shape["vocabulary"], shape["hidden"], scale=2 * shape["hidden"] ** -0.5)
-    return {"hidden": hidden, "weight": weight, "labels": make.integers(shape["vocabulary"], shape["rows"])}
+    labels = make.integers(shape["vocabulary"], shape["rows"])
+    return {"hidden": hidden, "weight": weight, "labels": labels, "chunk_bytes": shape.get("chunk_bytes", CHUNK_BYTES)}
 
 
 def _head(inputs: Inputs, backend: str) -> Outputs:
     hidden, weight, labels = inputs["hidden"], inputs["weight"], inputs["labels"]
-    keywords = {"scale": 1 / max(1, hidden.shape[0]), "chunk_bytes": CHUNK_BYTES}
-    return (linear_cross_entropy(hidden, weight, labels, **keywords, backend=backend),)
+    keywords = {"scale": 1 / max(1, hidden.shape[0]), "chunk_bytes": inputs["chunk_bytes"]}
+    if "backend" in inspect.signature(linear_cross_entropy).parameters:  # until it has landed
+        keywords["backend"] = backend
+    return (linear_cross_entropy(hidden, weight, labels, **keywords),)
 
 
 def _plain_head(inputs: Inputs) -> Outputs:
@@ -191,6 +197,7 @@ OPERATIONS = {
             lambda inputs: (F.silu(inputs["gate"]) * inputs["up"],),
             differentiable=("gate", "up"),
             backward_reads=("gate", "up"),
+            dimensions=("rows", "inner"),
         ),
         Operation(
             "rope",
@@ -199,6 +206,7 @@ OPERATIONS = {
             _plain_rope,
             differentiable=("q", "k"),
             backward_reads=("cos", "sin"),
+            dimensions=("rows", "q", "kv", "head"),
         ),
         Operation(
             "linear_cross_entropy",
@@ -207,6 +215,7 @@ OPERATIONS = {
             _plain_head,
             differentiable=("hidden", "weight"),
             backward_reads=(),
+            dimensions=("rows", "hidden", "vocabulary"),
             flops=lambda shape: 6 * shape["rows"] * shape["hidden"] * shape["vocabulary"],
         ),
     )
@@ -220,13 +229,11 @@ OPERATIONS = {name: operation for name, operation in OPERATIONS.items() if opera
 ADAMW_BYTES = {"fp32": (16, 12), "fp32_8bit": (10, 6), "split_8bit": (8, 6)}
 
 
-def adamw(format: str, shapes: list[tuple[int, ...]], make: Make, backend: str) -> tuple[AdamW, list[Tensor]]:
-    """(optimizer, gradients of normally distributed numbers): ours, in one of its formats."""
-    make = Make(make.device, torch.bfloat16 if format == "split_8bit" else torch.float32, make.generator)
-    parameters = [make.normal(*shape, scale=0.02) for shape in shapes]
-    decays = [0.1 if len(shape) > 1 else 0.0 for shape in shapes]
-    optimizer = AdamW(parameters, decays, format=format, betas=BETAS, eps=ADAM_EPS, backend=backend)
-    return optimizer, [make.normal(*shape, scale=1e-3) for shape in shapes]
+def adamw(format: str, weights: list[Tensor], backend: str) -> AdamW:
+    """Ours, in one of its formats, for fp32 weights, which it updates in place unless the format is another."""
+    parameters = [weight.to(torch.bfloat16) for weight in weights] if format == "split_8bit" else weights
+    decays = [DECAY if weight.ndim > 1 else 0.0 for weight in weights]
+    return AdamW(parameters, decays, format=format, betas=BETAS, eps=ADAM_EPS, backend=backend)
 
 
 def adamw_step(optimizer: AdamW, gradients: list[Tensor]) -> None:

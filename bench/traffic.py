@@ -163,7 +163,8 @@ def measure(operation: Operation, shape: Shape, dtype: torch.dtype = torch.float
 
 def measure_adamw(format: str, shapes: list[tuple[int, ...]]) -> Result:
     make = Make(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(0))
-    optimizer, gradients = adamw(format, shapes, make, "triton")
+    optimizer = adamw(format, [make.normal(*shape) for shape in shapes], "triton")
+    gradients = [torch.zeros_like(parameter) for parameter in optimizer.parameters]
     with counted() as count:
         adamw_step(optimizer, gradients)
     return Result(f"adamw {format}", adamw_fewest_bytes(optimizer, gradients), count, LIMIT)

@@ -28,7 +28,8 @@ def record_operation(operation, shape, dtype=torch.bfloat16):
 
 def record_adamw(format):
     with recorded() as launches:
-        adamw_step(*adamw(format, [(5120, 5120), (5120,)], Make(META, torch.float32), "triton"))
+        optimizer = adamw(format, [torch.empty(5120, 5120, device=META), torch.empty(5120, device=META)], "triton")
+        adamw_step(optimizer, [torch.empty_like(parameter) for parameter in optimizer.parameters])
     return launches
 
 
