@@ -171,6 +171,23 @@ def report(bench, operation, shape, label, fewest, times, peaks, errors) -> None
             print(f"{name:28}{ratio:8.3f} times its three matmuls")
 
 
+def summary(bench: Bench) -> None:
+    """A line a case: the median of ours (the kernel; on a CPU the reference) and of each other, over ours."""
+    values = {(row["case"], row["contender"], row["metric"]): float(str(row["value"])) for row in bench.rows}
+    medians: dict[str, dict[str, float]] = {}
+    for (case, contender, metric), value in values.items():
+        if metric in ("forward_backward_median", "step_median"):
+            medians.setdefault(case, {})[contender] = value
+    print(f"\n{bench.name}, bf16" if bench.device.type == "cuda" else f"\n{bench.name}")
+    for case, found in medians.items():
+        ours = [name for name in found if name.startswith("skytrain")]
+        kernels = [name for name in ours if name.startswith("skytrain triton")] or ours
+        for name in kernels:
+            percent = values[case, name, "percent_of_machine"]
+            others = "  ".join(f"{other} {found[other] / found[name]:.2f}x" for other in found if other not in ours)
+            print(f"{case}: {name} {found[name]:.3f} ms, {percent:.0f}% of the machine's rate; {others}")
+
+
 def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
@@ -208,6 +225,7 @@ def main() -> int:
             free(bench.device)
         if case == "adamw":
             run_adamw(bench)
+    summary(bench)
     if not arguments.small:
         print(record.append("kernels", bench.rows))
     for failure in bench.failures:
