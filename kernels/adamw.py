@@ -2,11 +2,12 @@
 
 For a gradient g (already summed over the ranks), divided by the clip divisor d, at step t with rate r and decay c:
 
-    g = g / d        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+    g = g / d        m = m + (1 - b1) (g - m)        v = v + (1 - b2) (g^2 - v)
     w = w - (r c w + r / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps))
 
-all in fp32; decay and update are added before the one subtraction, since w (1 - r c) in fp32 loses most of an r c of
-1e-6. Formats, with bytes a parameter including its gradient, and read and written in a step:
+all in fp32. Decay and update are added before the one subtraction, since w (1 - r c) in fp32 loses part of an r c of
+1e-6. The moments move by a part of their distance, since b2 v + (1 - b2) g^2 is off by 1e-5 in the end: fp32's 0.999
+and 0.001 do not add up to 1. Formats, with bytes a parameter including its gradient, and read and written in a step:
 
     format        weight                   gradient   moments                  memory   traffic
     fp32          fp32                     fp32       fp32                     16       28
@@ -115,8 +116,7 @@ class AdamW:
         gradients = [g.contiguous() for g in gradients]
         self.steps += 1.0 - skip
         corrections = bias_corrections(self._betas, self.steps)
-        beta1, beta2 = self.betas
-        numbers = (float(rate), beta1, 1.0 - beta1, beta2, 1.0 - beta2, self.eps)
+        numbers = (float(rate), *(1.0 - beta for beta in self.betas), self.eps)
         scalars = (self.steps, corrections, divisor, skip)
         if self.backend == "reference":
             for i, gradient in enumerate(gradients):
@@ -209,7 +209,7 @@ def _tables(parameters: Sequence[Tensor], state: dict[str, list[Tensor | None]])
 def _reference(number, weight, states, gradient, decay, scalars, numbers) -> None:
     """One parameter's update in plain PyTorch; `number` is its place in the list."""
     steps, (first, second), divisor, skip = scalars
-    rate, beta1, rest1, beta2, rest2, eps = numbers
+    rate, rest1, rest2, eps = numbers
     rate = torch.full_like(steps, rate)
     g = gradient.float() * divisor.reciprocal()
     coded = "exp_avg_scale" in states
@@ -217,8 +217,8 @@ def _reference(number, weight, states, gradient, decay, scalars, numbers) -> Non
     if coded:
         m, v = dequantize(m, states["exp_avg_scale"]), dequantize(v, states["exp_avg_sq_scale"])
     w = join(weight, states["remainder"]) if "remainder" in states else weight
-    m = m * beta1 + g * rest1
-    v = v * beta2 + g * g * rest2
+    m = m + (g - m) * rest1
+    v = v + (g * g - v) * rest2
     # torch's fp32 root is off by an ulp on CPUs; the root of the fp64 number, rounded, is the nearest fp32.
     root = v.double().sqrt().float()
     w = w - (w * (rate * decay) + m / (root * second + eps) * (rate * first))
@@ -255,7 +255,7 @@ _FIELDS, _GROUP, _GROUPS, _FEW, _PARTS = _CONSTANTS if tl is None else map(tl.co
 @jit
 def _kernel(
     table, blocks, gradients, decays, steps, corrections, divisor, skip,
-    rate, beta1, rest1, beta2, rest2, eps, EIGHT_BIT: tl.constexpr, SPLIT: tl.constexpr,
+    rate, rest1, rest2, eps, EIGHT_BIT: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     if tl.load(skip) > 0:
         return
@@ -278,23 +278,23 @@ def _kernel(
         coded = tl.load(row + 4) != 0
         if coded & aligned & (tl.load(row + 7) % _GROUP == 0):
             _update(row, gradient, tensor, block * _GROUPS, scale, decay, move, root, step,
-                    beta1, rest1, beta2, rest2, eps, True, SPLIT, True, _GROUPS)  # fmt: skip
+                    rest1, rest2, eps, True, SPLIT, True, _GROUPS)  # fmt: skip
         elif coded:
             for part in range(_PARTS):
                 _update(row, gradient, tensor, block * _GROUPS + part * _FEW, scale, decay, move, root, step,
-                        beta1, rest1, beta2, rest2, eps, True, SPLIT, False, _FEW)  # fmt: skip
+                        rest1, rest2, eps, True, SPLIT, False, _FEW)  # fmt: skip
         else:
             for part in range(_PARTS):
                 _update(row, gradient, tensor, block * _GROUPS + part * _FEW, scale, decay, move, root, step,
-                        beta1, rest1, beta2, rest2, eps, False, SPLIT, False, _FEW)  # fmt: skip
+                        rest1, rest2, eps, False, SPLIT, False, _FEW)  # fmt: skip
     else:
         if aligned:
             _update(row, gradient, tensor, block * _GROUPS, scale, decay, move, root, step,
-                    beta1, rest1, beta2, rest2, eps, False, SPLIT, True, _GROUPS)  # fmt: skip
+                    rest1, rest2, eps, False, SPLIT, True, _GROUPS)  # fmt: skip
         else:
             for part in range(_PARTS):
                 _update(row, gradient, tensor, block * _GROUPS + part * _FEW, scale, decay, move, root, step,
-                        beta1, rest1, beta2, rest2, eps, False, SPLIT, False, _FEW)  # fmt: skip
+                        rest1, rest2, eps, False, SPLIT, False, _FEW)  # fmt: skip
 
 
 @jit
@@ -308,7 +308,7 @@ def _at(address, first, dtype: tl.constexpr, ALIGNED: tl.constexpr):
 
 @jit
 def _update(
-    row, gradient, tensor, first_group, scale, decay, move, root, step, beta1, rest1, beta2, rest2, eps,
+    row, gradient, tensor, first_group, scale, decay, move, root, step, rest1, rest2, eps,
     CODED: tl.constexpr, SPLIT: tl.constexpr, ALIGNED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """Updates COUNT groups of a tensor from `first_group` on. Places are int32, relative to the first group's start."""
@@ -357,8 +357,8 @@ def _update(
         v = tl.load(v_at, mask, 0.0)
 
     g = g * scale
-    m = m * beta1 + g * rest1
-    v = v * beta2 + g * g * rest2
+    m = m + (g - m) * rest1
+    v = v + (g * g - v) * rest2
     w = w - (w * decay + m / (tl.sqrt(v) * root + eps) * move)
 
     if SPLIT:

@@ -12,14 +12,30 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skytrain.kernels.linear_cross_entropy import keep_fp32_gradient, linear_cross_entropy
+from skytrain.kernels import backend
+from skytrain.kernels.linear_cross_entropy import chunk_rows, keep_fp32_gradient, linear_cross_entropy
 
+# Triton's interpreter takes CPU tensors; on a GPU machine both back ends are tested there.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: the GPU half of the head")
 BIG = 1 << 30
 
 
-def operands(tokens: int, hidden: int, vocab: int, dtype=torch.float32, device="cpu", seed: int = 0):
+@pytest.fixture(params=["reference", "triton"])
+def head(request):
+    """linear_cross_entropy on each back end."""
+    if request.param == "triton" and backend.triton is None:
+        pytest.skip("triton is not installed")
+    return functools.partial(linear_cross_entropy, backend=request.param)
+
+
+def seeds(head) -> range:
+    """Errors are compared over many cases; the interpreter takes a millisecond a row."""
+    return range(32 if head.keywords["backend"] == "reference" else 3)
+
+
+def operands(tokens: int, hidden: int, vocab: int, dtype=torch.float32, device=DEVICE, seed: int = 0):
     """(hidden states, head weight, labels), with logits of about unit size."""
     g = torch.Generator().manual_seed(seed)
     h = torch.randn(tokens, hidden, generator=g)
@@ -44,12 +60,12 @@ def graded(loss_of, h: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return loss.detach(), h.grad, w.grad
 
 
-def compare(cases: list[tuple[Tensor, Tensor, Tensor]], coefficients: Tensor, chunk_bytes: int) -> None:
+def compare(head, cases: list[tuple[Tensor, Tensor, Tensor]], coefficients: Tensor, chunk_bytes: int) -> None:
     """Loss and gradients against plain torch's and fp64's, the errors of all cases taken together."""
     ours, plain, exact = [], [], []
 
     def fused_loss(h, w, y, coefficients):
-        return linear_cross_entropy(h, w, y, weights=coefficients, chunk_bytes=chunk_bytes)
+        return head(h, w, y, weights=coefficients, chunk_bytes=chunk_bytes)
 
     for h, w, y in cases:
         ours.append(graded(functools.partial(fused_loss, y=y, coefficients=coefficients), h, w))
@@ -66,31 +82,33 @@ SHAPES = [(1, 8, 5), (37, 16, 101), (65, 24, 1013), (130, 40, 257)]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loss_and_gradients_are_as_accurate_as_plain_torch(shape, dtype):
+def test_loss_and_gradients_are_as_accurate_as_plain_torch(head, shape, dtype):
     """Chunks of 7 rows, which divide none of the shapes, and a weight of its own for each token."""
-    coefficients = torch.rand(shape[0], generator=torch.Generator().manual_seed(1)) / shape[0]
-    compare([operands(*shape, dtype, seed=seed) for seed in range(32)], coefficients, chunk_bytes=7 * 4 * shape[2])
+    coefficients = torch.rand(shape[0], generator=torch.Generator().manual_seed(1)).to(DEVICE) / shape[0]
+    compare(
+        head, [operands(*shape, dtype, seed=seed) for seed in seeds(head)], coefficients, chunk_bytes=7 * 4 * shape[2]
+    )
 
 
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loss_and_gradients_are_as_accurate_as_plain_torch_on_a_gpu(shape, dtype):
+def test_loss_and_gradients_are_as_accurate_as_plain_torch_on_a_gpu(head, shape, dtype):
     coefficients = torch.full(shape[:1], 1 / shape[0], device="cuda")
     cases = [operands(*shape, dtype, "cuda", seed) for seed in range(32)]
-    compare(cases, coefficients, chunk_bytes=7 * 4 * shape[2])
+    compare(head, cases, coefficients, chunk_bytes=7 * 4 * shape[2])
 
 
 @gpu
 @needs_gpu
-def test_nothing_waits_for_the_gpu():
+def test_nothing_waits_for_the_gpu(head):
     h, w, y = operands(64, 32, 101, torch.bfloat16, "cuda")
     w.requires_grad_()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        linear_cross_entropy(h, w, y, scale=0.1, chunk_bytes=4096).backward()
-        linear_cross_entropy(h, w, y, scale=torch.ones((), device="cuda"), chunk_bytes=4096).mul(2).backward()
+        head(h, w, y, scale=0.1, chunk_bytes=4096).backward()
+        head(h, w, y, scale=torch.ones((), device="cuda"), chunk_bytes=4096).mul(2).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -115,14 +133,15 @@ def test_b11_bf16_loss_is_near_fp64_and_on_no_coarse_grid():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_b12_weight_gradient_is_the_same_from_1_chunk_and_from_64(dtype):
+def test_b12_weight_gradient_is_the_same_from_1_chunk_and_from_64(head, dtype):
     """B12: dW is summed in fp32 over chunks. Summed in bf16 over 64 chunks it is off by about 1%."""
-    h, w, y = operands(64 * 8, 32, 211, dtype)
+    rows = 8 if head.keywords["backend"] == "reference" else 1
+    h, w, y = operands(64 * rows, 32, 211, dtype)
 
     def run(chunk_bytes):
-        return graded(lambda h, w: linear_cross_entropy(h, w, y, scale=1 / 512, chunk_bytes=chunk_bytes), h, w)
+        return graded(lambda h, w: head(h, w, y, scale=1 / 512, chunk_bytes=chunk_bytes), h, w)
 
-    (loss_1, dh_1, dw_1), (loss_64, dh_64, dw_64) = run(BIG), run(8 * 4 * 211)
+    (loss_1, dh_1, dw_1), (loss_64, dh_64, dw_64) = run(BIG), run(rows * 4 * 211)
     assert (dw_1 - dw_64).norm() <= 1e-6 * dw_1.norm()
     assert (dh_1.float() - dh_64.float()).norm() <= 1e-3 * dh_1.float().norm()
     assert abs(loss_1 - loss_64) <= 1e-6 * loss_1
@@ -146,45 +165,45 @@ def test_chunks_keep_to_the_budget(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("offset", [1e4, -50.0])
-def test_logits_with_a_common_offset(offset, dtype):
+def test_logits_with_a_common_offset(head, offset, dtype):
     """All logits near -50 in a vocabulary that is a multiple of nothing, or near +1e4."""
     h, w, y = operands(33, 16, 997)
     h[:, 0], w[:, 0] = 1.0, offset
-    compare([(h.to(dtype), w.to(dtype), y)], torch.full((33,), 1 / 33), chunk_bytes=5 * 4 * 997)
+    compare(head, [(h.to(dtype), w.to(dtype), y)], torch.full((33,), 1 / 33, device=DEVICE), chunk_bytes=5 * 4 * 997)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_strided_and_expanded_operands(dtype):
+def test_strided_and_expanded_operands(head, dtype):
     h, w, y = operands(24, 16, 101, dtype)
-    coefficients = torch.full((1,), 1 / 24).expand(24)
+    coefficients = torch.full((1,), 1 / 24, device=DEVICE).expand(24)
     every_second = torch.stack((h, torch.full_like(h, torch.nan)), 2).flatten(1)[:, ::2]
     transposed = w.t().contiguous().t()
     one_row = h[:1].expand(24, 16)
     labels = torch.stack((y, torch.full_like(y, -1)), 1)[:, 0]
     assert not every_second.is_contiguous() and not transposed.is_contiguous() and one_row.stride(0) == 0
     cases = [(every_second, transposed, labels), (one_row, transposed, labels)]
-    compare(cases, coefficients, chunk_bytes=5 * 4 * 101)
+    compare(head, cases, coefficients, chunk_bytes=5 * 4 * 101)
 
 
-def test_b6_no_targets_give_zero_loss_and_zero_gradients():
+def test_b6_no_targets_give_zero_loss_and_zero_gradients(head):
     """B6: a micro-batch without targets is in the graph, so that FSDP's collectives run, and is not NaN."""
     h, w, y = operands(0, 8, 11)
-    loss, dh, dw = graded(lambda h, w: linear_cross_entropy(h, w, y, scale=0.5, chunk_bytes=BIG), h, w)
+    loss, dh, dw = graded(lambda h, w: head(h, w, y, scale=0.5, chunk_bytes=BIG), h, w)
     assert loss == 0 and dh.shape == (0, 8) and dw.shape == (11, 8) and (dw == 0).all()
 
 
-def test_confident_rows_keep_their_small_gradients():
+def test_confident_rows_keep_their_small_gradients(head):
     """p - 1 where p rounds to 1 must not be noise: gradients of nearly certain tokens, against fp64."""
     h, w, y = operands(16, 8, 31)
     w[y] += 4 * h / h.norm(dim=1, keepdim=True)
-    compare([(h, w, y)], torch.ones(16), chunk_bytes=BIG)
+    compare(head, [(h, w, y)], torch.ones(16, device=DEVICE), chunk_bytes=BIG)
 
 
-def test_upstream_gradient_and_scale_multiply_alike():
+def test_upstream_gradient_and_scale_multiply_alike(head):
     h, w, y = operands(21, 8, 31)
 
     def run(factor, scale):
-        return graded(lambda h, w: factor * linear_cross_entropy(h, w, y, scale=scale, chunk_bytes=700), h, w)
+        return graded(lambda h, w: factor * head(h, w, y, scale=scale, chunk_bytes=700), h, w)
 
     for scaled, upstream in zip(run(1.0, 3.0), run(3.0, 1.0)):
         assert (scaled - upstream).norm() <= 1e-6 * scaled.norm()
@@ -192,26 +211,26 @@ def test_upstream_gradient_and_scale_multiply_alike():
         assert torch.equal(number, tensor)
 
 
-def test_two_losses_add_their_gradients():
+def test_two_losses_add_their_gradients(head):
     """In-place scaling of one result's gradients must not reach another's."""
     h, w, y = operands(12, 8, 31)
 
     def both(h, w):
-        first, second = (linear_cross_entropy(h, w, part, chunk_bytes=BIG) for part in (y, y.flip(0)))
+        first, second = (head(h, w, part, chunk_bytes=BIG) for part in (y, y.flip(0)))
         return 2 * first + second
 
     def each(labels, factor):
-        return graded(lambda h, w: factor * linear_cross_entropy(h, w, labels, chunk_bytes=BIG), h, w)
+        return graded(lambda h, w: factor * head(h, w, labels, chunk_bytes=BIG), h, w)
 
     for total, first, second in zip(graded(both, h, w), each(y, 2.0), each(y.flip(0), 1.0)):
         torch.testing.assert_close(total, first + second, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_a_second_backward_is_refused(factor):
+def test_a_second_backward_is_refused(head, factor):
     """The saved gradients become the leaves' own, so using them again would be wrong."""
     h, w, y = operands(5, 8, 11)
-    loss = factor * linear_cross_entropy(h.requires_grad_(), w, y, chunk_bytes=BIG)
+    loss = factor * head(h.requires_grad_(), w, y, chunk_bytes=BIG)
     loss.backward(retain_graph=True)
     first = h.grad.clone()
     with pytest.raises(RuntimeError, match="second backward"):
@@ -241,7 +260,7 @@ def test_only_the_gradients_that_are_needed_are_made():
             loss = linear_cross_entropy(
                 h.clone().requires_grad_(need_h), w.clone().requires_grad_(need_w), y, chunk_bytes=BIG
             )
-        (_, _, (_, dh, dw)), *_ = calls.seen
+        (_, _, (_, dh, dw, _)), *_ = calls.seen
         assert dh.numel() == (h.numel() if need_h and grad_mode else 0)
         assert dw.numel() == (w.numel() if need_w and grad_mode else 0)
         assert loss.requires_grad == (grad_mode and (need_h or need_w))
@@ -258,19 +277,34 @@ def test_the_weight_gradient_is_handed_over_without_a_copy():
     assert w.grad.data_ptr() == made
 
 
-def test_operations_pass_opcheck():
+def test_operations_pass_opcheck(head):
     h, w, y = operands(9, 8, 11)
-    arguments = (h.requires_grad_(), w.requires_grad_(), y, torch.full((9,), 0.1), 4, True, True)
+    name = head.keywords["backend"]
+    arguments = (
+        h.requires_grad_(),
+        w.requires_grad_(),
+        y,
+        torch.full((9,), 0.1, device=DEVICE),
+        4,
+        torch.float32,
+        True,
+        True,
+        True,
+        name,
+    )
     # Not its AOT check: that one returns the saved gradients as well, which backward then scales in place. Only the
     # loss leaves linear_cross_entropy; the next test compiles that.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.skytrain.linear_cross_entropy.default, arguments, test_utils=checks)
-    torch.library.opcheck(torch.ops.skytrain.multiply_unless_one_.default, (torch.ones(3), torch.tensor(2.0)))
+    torch.library.opcheck(
+        torch.ops.skytrain.multiply_unless_one_.default,
+        (torch.ones(3, device=DEVICE), torch.tensor(2.0, device=DEVICE), name),
+    )
 
 
-def test_compiles_without_a_graph_break_for_any_number_of_targets():
+def test_compiles_without_a_graph_break_for_any_number_of_targets(head):
     def loss_of(h, w, y):
-        return 2 * linear_cross_entropy(h * 1.5, w, y, scale=0.5, chunk_bytes=200)
+        return 2 * head(h * 1.5, w, y, scale=0.5, chunk_bytes=200)
 
     compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager", dynamic=True)
     for tokens in (9, 14):
@@ -290,6 +324,12 @@ def test_compiles_without_a_graph_break_for_any_number_of_targets():
         ({"weights": torch.ones(2)}, "weights"),
         ({"scale": torch.ones((), requires_grad=True)}, "constants"),
         ({"chunk_bytes": 0}, "chunk_bytes"),
+        ({"reduction": "none"}, "reduction 'none'"),
+        ({"reduction": "mean"}, "reduction 'mean'"),
+        ({"rows": torch.ones(2, dtype=torch.bool)}, "rows"),
+        ({"rows": torch.zeros(2, dtype=torch.int32)}, "rows"),
+        ({"logits_dtype": torch.bfloat16}, "logits_dtype"),
+        ({"backend": "liger", "weights": torch.ones(3)}, "liger"),
     ],
 )
 def test_operands_that_do_not_fit_are_refused(change, message):
@@ -303,6 +343,67 @@ def test_a_label_outside_the_vocabulary_is_refused():
     for wrong in (-1, 7):
         with pytest.raises(RuntimeError, match="out of bounds"):
             linear_cross_entropy(h, w, y.clone().fill_(wrong), chunk_bytes=100)
+
+
+def test_rows_by_index_and_by_mask_are_the_rows_themselves(head):
+    """Rows without a target never reach the head; a mask costs a wait, and says so."""
+    h, w, y = operands(30, 8, 41)
+    weights = torch.linspace(0.1, 1, 30, device=DEVICE)
+    mask = torch.arange(30, device=DEVICE) % 3 == 1
+    y[~mask] = -100
+    index = mask.nonzero()[:, 0]
+
+    def chosen(h, w):
+        return head(h[index], w, y[index], weights=weights[index], chunk_bytes=900)
+
+    expected = graded(chosen, h, w)
+    for rows in (index, mask):
+
+        def by_rows(h, w, rows=rows):
+            return head(h, w, y, weights=weights, rows=rows, chunk_bytes=900)
+
+        if rows is mask:
+            with pytest.warns(UserWarning, match="waits for the device"):
+                got = graded(by_rows, h, w)
+        else:
+            got = graded(by_rows, h, w)
+        for a, b in zip(got, expected):
+            assert torch.equal(a, b)
+        assert (got[1][~mask] == 0).all()
+
+
+def test_no_row_is_a_target(head):
+    h, w, y = operands(5, 8, 11)
+    none = torch.zeros(5, dtype=torch.bool, device=DEVICE)
+    with pytest.warns(UserWarning, match="mask"):
+        loss, dh, dw = graded(lambda h, w: head(h, w, y.fill_(-100), rows=none, chunk_bytes=BIG), h, w)
+    assert loss == 0 and (dh == 0).all() and (dw == 0).all()
+
+
+def test_statistics_are_those_of_all_logits(head):
+    h, w, y = operands(50, 8, 41)
+    logits = F.linear(h.double(), w.double())
+    y[::2] = logits.argmax(1)[::2]
+    loss, statistics = head(h.requires_grad_(), w, y, statistics=True, chunk_bytes=7 * 4 * 41)
+    loss.backward()
+    assert statistics.correct == (logits.argmax(1) == y).sum()
+    torch.testing.assert_close(statistics.z_squared.double(), logits.logsumexp(1).square().sum(), rtol=1e-6, atol=0)
+    assert not statistics.correct.requires_grad
+    assert torch.equal(loss, head(h, w, y, chunk_bytes=7 * 4 * 41))
+
+
+def test_logits_in_bf16_are_nearly_those_in_fp32(head):
+    """The setting halves the memory of a chunk: as accurate as plain torch, whose logits are bf16 as well."""
+    h, w, y = operands(64, 32, 301, torch.bfloat16)
+    coefficients = torch.full((64,), 1 / 64, device=DEVICE)
+    compare(functools.partial(head, logits_dtype=torch.bfloat16), [(h, w, y)], coefficients, chunk_bytes=9 * 2 * 301)
+
+
+def test_chunks_are_even():
+    assert chunk_rows(16_384, 152_064, torch.float32, 3072 * 4 * 152_064) == 2816  # 6 chunks; not 5 of 3072 and 1,024
+    assert chunk_rows(16_384, 152_064, torch.bfloat16, 3072 * 4 * 152_064) == 5504
+    assert chunk_rows(100, 50, torch.float32, 7 * 200) == 7
+    assert chunk_rows(0, 50, torch.float32, 1) == 1
 
 
 class TinyHead(nn.Module):
