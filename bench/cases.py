@@ -7,8 +7,6 @@ respect to the inputs named in `differentiable`.
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +16,9 @@ from torch import Tensor
 
 from skytrain.kernels.adamw import AdamW
 from skytrain.kernels.linear_cross_entropy import linear_cross_entropy
+from skytrain.kernels.rms_norm import add_rms_norm, rms_norm
+from skytrain.kernels.rope import rope
+from skytrain.kernels.swiglu import swiglu
 
 Shape = dict[str, int]
 Inputs = dict[str, object]
@@ -74,11 +75,6 @@ class Operation:
     flops: Callable[[Shape], int] | None = None
     """Of forward and backward together; None where memory is what it costs."""
 
-    @property
-    def landed(self) -> bool:
-        module = "rms_norm" if "norm" in self.name else self.name
-        return importlib.util.find_spec(f"skytrain.kernels.{module}") is not None
-
     def forward_bytes(self, inputs: Inputs, outputs: Outputs) -> int:
         """The fewest: each input read once, each output written once."""
         return _bytes(*inputs.values(), *outputs)
@@ -95,14 +91,10 @@ def _bytes(*tensors: object) -> int:
 
 
 def _rms_norm(inputs: Inputs, backend: str) -> Outputs:
-    from skytrain.kernels.rms_norm import rms_norm
-
     return (rms_norm(inputs["x"], inputs["weight"], EPS, backend=backend),)
 
 
 def _add_rms_norm(inputs: Inputs, backend: str) -> Outputs:
-    from skytrain.kernels.rms_norm import add_rms_norm
-
     return add_rms_norm(inputs["x"], inputs["residual"], inputs["weight"], EPS, backend=backend)
 
 
@@ -112,8 +104,6 @@ def _plain_add_rms_norm(inputs: Inputs) -> Outputs:
 
 
 def _swiglu(inputs: Inputs, backend: str) -> Outputs:
-    from skytrain.kernels.swiglu import swiglu
-
     return (swiglu(inputs["gate"], inputs["up"], backend=backend),)
 
 
@@ -125,8 +115,6 @@ def _rope_inputs(make: Make, shape: Shape) -> Inputs:
 
 
 def _rope(inputs: Inputs, backend: str) -> Outputs:
-    from skytrain.kernels.rope import rope
-
     return rope(inputs["q"], inputs["k"], inputs["cos"], inputs["sin"], backend=backend)
 
 
@@ -150,9 +138,7 @@ def _head_inputs(make: Make, shape: Shape) -> Inputs:
 def _head(inputs: Inputs, backend: str) -> Outputs:
     hidden, weight, labels = inputs["hidden"], inputs["weight"], inputs["labels"]
     keywords = {"scale": 1 / max(1, hidden.shape[0]), "chunk_bytes": inputs["chunk_bytes"]}
-    if "backend" in inspect.signature(linear_cross_entropy).parameters:  # until it has landed
-        keywords["backend"] = backend
-    return (linear_cross_entropy(hidden, weight, labels, **keywords),)
+    return (linear_cross_entropy(hidden, weight, labels, **keywords, backend=backend),)
 
 
 def _plain_head(inputs: Inputs) -> Outputs:
@@ -221,9 +207,6 @@ OPERATIONS = {
     )
 }
 
-
-# Until all have landed.
-OPERATIONS = {name: operation for name, operation in OPERATIONS.items() if operation.landed}
 
 # Bytes of a parameter that a step must load and store, but for scales (0.03 each a code).
 ADAMW_BYTES = {"fp32": (16, 12), "fp32_8bit": (10, 6), "split_8bit": (8, 6)}

@@ -47,6 +47,7 @@ from launches import watched
 from torch import Tensor
 
 from skytrain.kernels import backend
+from skytrain.kernels.cross_entropy import cross_entropy_
 
 LIMIT, NORM_BACKWARD_LIMIT = 1.05, 1.15
 PROGRAMS = 32
@@ -170,6 +171,16 @@ def measure_adamw(format: str, shapes: list[tuple[int, ...]]) -> Result:
     return Result(f"adamw {format}", adamw_fewest_bytes(optimizer, gradients), count, LIMIT)
 
 
+def measure_cross_entropy(rows: int, vocabulary: int, logits: torch.dtype, gradient: torch.dtype) -> Result:
+    """The pass over a chunk of logits between the head's products; a row is read twice, and its gradient written."""
+    z, labels = torch.zeros(rows, vocabulary, dtype=logits), torch.zeros(rows, dtype=torch.int64)
+    with counted() as count:
+        cross_entropy_(z, labels, torch.ones(rows), gradient_dtype=gradient, statistics=False, backend="triton")
+    fewest = rows * vocabulary * (2 * logits.itemsize + gradient.itemsize)
+    types = " to ".join(str(dtype).removeprefix("torch.") for dtype in (logits, gradient))
+    return Result(f"cross_entropy, {rows} x {vocabulary}, {types}", fewest, count, LIMIT)
+
+
 def results(small: bool) -> Iterator[Result]:
     """Norms have the rows of production, since what a program does depends on their number."""
     for model in list(MODELS.values())[: 1 if small else None]:
@@ -177,6 +188,8 @@ def results(small: bool) -> Iterator[Result]:
             if operation.name != "linear_cross_entropy":
                 shape = model if "norm" in operation.name else model | {"rows": 1024}
                 yield from measure(operation, shape | SMALL if small else shape)
+    for logits, gradient in ((torch.float32, torch.float16), (torch.float32, torch.float32)):
+        yield measure_cross_entropy(4, 8192 if small else MODELS["32B"]["vocabulary"], logits, gradient)
     side = 1024 if small else 5120
     for format in ADAMW_BYTES:
         yield measure_adamw(format, [(side, side), (side,), (side // 4, side)])
