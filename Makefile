@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint test demo bench-packing bench-peers clean
+.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic clean
 
 setup: .venv/.ready
 
@@ -32,6 +32,13 @@ bench-packing: setup
 bench-peers: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' --no-build-isolation
 	$(BIN)/python bench/peers.py
+
+# On a GPU, the full comparison at the shapes of a 32B model; on a CPU, the head in fp32 and the rest small.
+bench-kernels: setup
+	$(BIN)/python bench/microbench.py
+
+bench-traffic: setup
+	$(BIN)/python bench/traffic.py
 
 clean:
 	rm -rf .venv build runs *.egg-info skytrain/*.so
