@@ -238,6 +238,8 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.used = False
     ctx.save_for_backward(*output[1:3])
     ctx.mark_non_differentiable(output[3])
+    # Else backward would be given zeros like dh and dW, 3 GB at 152k x 5120, as the gradients of those outputs.
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, d_loss, *_unused):

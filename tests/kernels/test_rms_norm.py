@@ -9,11 +9,11 @@ import torch
 from accuracy import assert_as_accurate
 from layouts import expanded, layouts
 from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from skytrain.kernels import backend as backend_module
 from skytrain.kernels import rms_norm as module
 from skytrain.kernels.rms_norm import add_rms_norm, rms_norm
-from skytrain.model import RMSNorm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -103,7 +103,8 @@ def test_heads_of_a_fused_projection_are_read_in_place(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_reference_is_the_models_formula(dtype):
-    norm = RMSNorm(640, EPS).to(dtype)
+    """transformers' Qwen2 to the bit: rounded before the weight multiplies."""
+    norm = Qwen2RMSNorm(640, EPS).to(dtype)
     norm.weight.data = random(640, dtype=dtype).cpu()
     x = 3 * random(50, 640, dtype=dtype, seed=1).cpu()
     assert torch.equal(rms_norm(x, norm.weight, EPS, backend="reference"), norm(x))

@@ -13,7 +13,7 @@ from torch import Tensor
 from skytrain.kernels import backend as backend_module
 from skytrain.kernels import rope as module
 from skytrain.kernels.rope import rope
-from skytrain.rotary import Rope, rotary_tables, rotate
+from skytrain.rotary import Rope, rotary_tables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,6 +23,13 @@ both = pytest.mark.parametrize("backend", ["triton", "reference"])
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As Hugging Face's models have it, in fp32, rounded once."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def tables(tokens: int, rotary_dim: int) -> tuple[Tensor, Tensor]:
