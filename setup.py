@@ -6,6 +6,8 @@ works on a machine without torch. Under pip's build isolation torch is never imp
 `--no-build-isolation` to get `_C`. Neither needs a GPU or CUDA headers.
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
@@ -27,9 +29,9 @@ else:
     extensions.append(
         CppExtension(
             "skytrain._C",
-            ["csrc/torch_module.cpp", "csrc/attention.cpp"],
+            ["csrc/torch_module.cpp", "csrc/attention.cpp", "csrc/cross_entropy.cpp"],
             extra_compile_args=FLAGS,
-            depends=["csrc/attention.h", "csrc/attention_kernel.h"],
+            depends=sorted(glob("csrc/*.h")),
         )
     )
     commands["build_ext"] = BuildExtension

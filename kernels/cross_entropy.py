@@ -20,14 +20,14 @@ No autograd here: `linear_cross_entropy` owns the formula of both.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from skytrain.kernels import backend as _backend
 from skytrain.kernels.backend import jit, tl
 
-CACHED_BYTES = 1 << 20
-"""Logits that the reference works on at a time on a CPU: it passes over them seven times, in the second-level cache."""
 BLOCK = 4096
 """Logits a program holds at a time: 16 a thread, in four 128-bit loads of fp32."""
 
@@ -49,27 +49,31 @@ def cross_entropy_(
     both empty without `statistics`. A label outside [0, V) is an error on a CPU and a loss of NaN from the kernel,
     which cannot raise.
     """
-    run = _triton if backend == "triton" else _reference
+    if backend == "triton":
+        run = _triton
+    else:
+        run = _cpu if logits.device.type == "cpu" and _has_cpu_kernel() else _reference
     return run(logits, labels, coefficients, gradient_dtype, statistics)
 
 
+@functools.cache
+def _has_cpu_kernel() -> bool:
+    try:
+        import skytrain._C  # noqa: F401  (registers the operation)
+    except ImportError:
+        return False
+    return True
+
+
+def _cpu(logits, labels, coefficients, gradient_dtype, statistics):
+    """csrc/cross_entropy.cpp: a thread takes a whole row through all passes in its cache."""
+    z, gradient = logits.float(), gradient_dtype is not None
+    loss, correct, lse = torch.ops.skytrain.cross_entropy_cpu_(z, labels, coefficients, gradient)
+    dz = z.to(gradient_dtype) if gradient else None
+    return (loss, dz, correct, lse) if statistics else (loss, dz, loss.new_empty(0), loss.new_empty(0))
+
+
 def _reference(logits, labels, coefficients, gradient_dtype, statistics):
-    if logits.device.type != "cpu":
-        return _reference_rows(logits, labels, coefficients, gradient_dtype, statistics)
-    rows = max(1, CACHED_BYTES // (4 * max(1, logits.shape[1])))
-    parts = [
-        _reference_rows(*part, gradient_dtype, statistics)
-        for part in zip(logits.split(rows), labels.split(rows), coefficients.split(rows))
-    ]
-    loss, dz, correct, lse = zip(*parts)
-    if gradient_dtype is None:
-        dz = None
-    else:
-        dz = logits if gradient_dtype == logits.dtype == torch.float32 else torch.cat(dz)
-    return torch.cat(loss), dz, torch.cat(correct), torch.cat(lse)
-
-
-def _reference_rows(logits, labels, coefficients, gradient_dtype, statistics):
     # In place throughout: z, then z - m, its exponential, and what is left is dz but for a factor a row.
     z, y = logits.float(), labels[:, None]
     largest, first = z.max(1, keepdim=True) if statistics else (z.amax(1, keepdim=True), None)

@@ -182,7 +182,7 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {path}: {error.strerror or error}; give the path of a TOML recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets too deep
         raise UserError(f"recipe {path}: not TOML: {error}") from None
     for override in overrides or []:
         _apply(raw, override)
@@ -203,6 +203,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         table[name] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         table[name] = text
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"override {override[:80]!r}: not a value that can be read ({error})") from None
 
 
 def _resolve(raw: dict[str, Any], where: str) -> Config:
@@ -241,7 +243,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
     return [
         *((key, value(key) is None or value(key) >= 1, "must be at least 1") for key in COUNTS),
         *((key, value(key) is None or value(key) <= most, f"must be at most {most}") for key, most in COUNTS.items()),
-        *((key, value(key) != "", "must not be empty") for key in PATHS),
+        *((key, value(key) is None or _is_path(value(key)), "no path can be like this") for key in PATHS),
         (
             "batch.documents",
             (c.batch.documents is None) != (c.batch.tokens is None),
@@ -270,6 +272,15 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
     ]
+
+
+def _is_path(text: str) -> bool:
+    """Whether a POSIX file system could hold it: an OSError or a ValueError from deep inside names no setting."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:  # an argument that is not UTF-8, which the recipe in the run folder could not hold
+        return False
+    return 0 < len(raw) < 4096 and b"\0" not in raw and all(len(part) < 256 for part in raw.split(b"/"))
 
 
 def dumps(config: Config) -> str:

@@ -12,7 +12,8 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
-    """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError`, else what `main` returned.
+    """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError`, 130 for Ctrl-C, else
+    what `main` returned.
 
     Under torchrun every rank finds the same mistake, so only rank 0 prints it.
     """
@@ -22,5 +23,9 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print("interrupted", file=sys.stderr)
+        status = 130
     sys.stdout.flush()
     sys.exit(status)

@@ -99,7 +99,7 @@ def export(
     tensors = [ExportTensor(*tensor) for tensor in tensors]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"export: {out} exists and is not empty; choose another folder or remove it")
-    small_files = _small_files(source, dtype, default_system)
+    others = small_files(source, dtype, default_system)
     if not is_writer:
         for tensor in tensors:
             tensor.fetch()
@@ -110,7 +110,7 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_weights(partial, tensors, dtype, shard_bytes)
-        for name, content in small_files.items():
+        for name, content in others.items():
             (partial / name).parent.mkdir(exist_ok=True)
             storage.write_file(partial / name, [content])
         partial.rename(out)
@@ -167,8 +167,8 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _small_files(source: Path, dtype: torch.dtype, default_system: str | None) -> dict[str, bytes]:
-    """Name to content of everything but the weights."""
+def small_files(source: Path, dtype: torch.dtype, default_system: str | None) -> dict[str, bytes]:
+    """Name to content of everything but the weights. `UserError` where the source lacks what is needed."""
     family = read_config(source).model_type
     config = read_json(source / "config.json")
     # transformers 4 reads the first, 5 both; a file with neither is from before either.
@@ -200,7 +200,9 @@ def _with_default_system(source: Path, files: dict[str, bytes], system: str) -> 
     elif template:
         # Several under names: [{"name": ..., "template": ...}].
         settings["chat_template"] = [
-            entry | {"template": with_default_system(entry["template"], system)} for entry in template
+            entry | {"template": with_default_system(entry["template"], system)}
+            for entry in template
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str)
         ]
     if template:
         changed["tokenizer_config.json"] = _json(settings)

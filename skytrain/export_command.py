@@ -26,9 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     # Not at the top: `skytrain prep` runs where torch is absent.
     import torch
 
-    from skytrain import checkpoint
+    from skytrain import checkpoint, storage
     from skytrain.data.dataset import TokenDataset
     from skytrain.export import default_system, export
+    from skytrain.hf import read_config
 
     if not (arguments.folder / "config.toml").is_file():
         raise UserError(f"{arguments.folder}: no config.toml in it; give the folder that a run's run.dir named")
@@ -39,6 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"passed over {folder.name}: {reason}")
     if found is None:
         raise UserError(f"{root}: no complete checkpoint; train until checkpoint.every steps are done, or to the end")
+    scalars = storage.read_index(found, storage.read_marker(found)).scalars
+    if scalars.get("model.path") != read_config(settings.model.path).as_json():
+        raise UserError(
+            f"{settings.model.path}: its config.json was another when {found} was written; put that one back"
+        )
     of_data = TokenDataset.open(settings.data.path).info.system if settings.export.default_system == "dataset" else None
     prefix = "model."
     out = export(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ SINGLE_NAME = "model.safetensors"
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+# Bounded above by what no model has: a slip of the hand would overflow, or take hours to build.
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 # Bounded above, because a JSON number like 1e999 is read as infinity.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
@@ -59,7 +61,7 @@ class _ConfigKeys(msgspec.Struct):
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
     num_attention_heads: Count
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -211,19 +213,25 @@ def _read_rope(path: Path, keys: _ConfigKeys, length: int) -> Rope:
     missing = [key for key in needed[kind] if getattr(rope, key) is None]
     if missing:
         raise UserError(f"{path}: {where}: rope_type {kind!r} needs {', '.join(missing)}")
+    theta, low, high = (
+        rope.rope_theta or keys.rope_theta or 10000.0, rope.low_freq_factor or 1.0, rope.high_freq_factor or 4.0
+    )  # fmt: skip
+    if theta <= 1 or (kind == "llama3" and low >= high):
+        what = f"rope_theta = {theta}" if theta <= 1 else f"low_freq_factor {low} is not below high_freq_factor {high}"
+        raise UserError(f"{path}: {where}: {what}: no rotary embedding has such frequencies")
     factor = rope.factor or 1.0
     attention = rope.attention_factor
     if attention is None:
         attention = yarn_attention_factor(factor, rope.mscale, rope.mscale_all_dim)
     return Rope(
         kind=kind,
-        theta=rope.rope_theta or keys.rope_theta or 10000.0,
+        theta=theta,
         factor=factor,
         original_max_position_embeddings=(
             keys.original_max_position_embeddings or rope.original_max_position_embeddings or length
         ),
-        low_freq_factor=rope.low_freq_factor or 1.0,
-        high_freq_factor=rope.high_freq_factor or 4.0,
+        low_freq_factor=low,
+        high_freq_factor=high,
         attention_factor=attention if kind == "yarn" else 1.0,
         beta_fast=rope.beta_fast or 32.0,
         beta_slow=rope.beta_slow or 1.0,
@@ -256,7 +264,7 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         if not isinstance(promised, dict) or not promised:
             raise UserError(f"{index}: no weight_map; download the folder again")
         for key, name in promised.items():
-            if not isinstance(name, str) or "/" in name or not name.endswith(".safetensors"):
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,240}\.safetensors", name):
                 raise UserError(
                     f"{index}: tensor {key} is in {name!r}, not a safetensors file of this folder; download it again"
                 )
@@ -288,12 +296,11 @@ def opened(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: corrupt or cut short ({error}); copy or download it again") from None
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Fills every parameter of `model`, plain or DTensor on any mesh of Shard and Replicate, from a model folder.
+def check_weights(model: nn.Module, folder: str | Path) -> dict[str, StoredTensor]:
+    """Where each parameter of `model`, on the meta device or not, lies in a model folder.
 
-    Parameters are materialised already (`to_empty`); each is read once, of a sharded one only this rank's rows, and
-    converted to the parameter's dtype. UserError that names the tensor: missing, unknown, of another shape, or not of
-    a floating dtype; also a tied head that is stored and differs from the embedding.
+    UserError that names the tensor: missing, unknown, of another shape, or not of a floating dtype; also a tied head
+    that is stored and differs from the embedding.
     """
     sources = stored_tensors(folder)
     parameters = dict(model.named_parameters())
@@ -302,10 +309,21 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         # Tables that old files hold; they follow from config.json.
         if name.endswith("rotary_emb.inv_freq"):
             del sources[name]
+    _check_names(folder, sources, parameters, {HEAD} if tied else set())
     if tied and HEAD in sources:
         _check_tied_head(sources)
         del sources[HEAD]
-    _check_names(folder, sources, parameters)
+    return sources
+
+
+def load_weights(model: nn.Module, folder: str | Path, sources: dict[str, StoredTensor] | None = None) -> None:
+    """Fills every parameter of `model`, plain or DTensor on any mesh of Shard and Replicate, from a model folder.
+
+    Parameters are materialised already (`to_empty`); each is read once, of a sharded one only this rank's rows, and
+    converted to the parameter's dtype. sources: what `check_weights` found; None: it is called, with its UserError.
+    """
+    sources = check_weights(model, folder) if sources is None else sources
+    parameters = dict(model.named_parameters())
     for path in sorted({source.path for source in sources.values()}):
         with opened(path) as file, torch.no_grad():
             for name in (name for name, source in sources.items() if source.path == path):
@@ -314,12 +332,16 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
                     local.copy_(file.get_slice(name)[rows])
 
 
-def _check_names(folder: str | Path, sources: dict[str, StoredTensor], parameters: dict[str, nn.Parameter]) -> None:
+def _check_names(
+    folder: str | Path, sources: dict[str, StoredTensor], parameters: dict[str, nn.Parameter], optional: set[str]
+) -> None:
     for name in sorted(parameters.keys() - sources.keys()):
         raise UserError(f"{folder}: tensor {name} is missing; config.json and the safetensors are not of one model")
-    for name in sorted(sources.keys() - parameters.keys()):
+    for name in sorted(sources.keys() - parameters.keys() - optional):
         raise UserError(f"{sources[name].path}: tensor {name} is unknown to the model that config.json describes")
     for name, source in sources.items():
+        if name not in parameters:
+            continue
         shape = tuple(parameters[name].shape)
         if source.shape != shape:
             raise UserError(f"{source.path}: tensor {name} is {list(source.shape)}, config.json asks for {list(shape)}")

@@ -134,14 +134,15 @@ def _drop_lines_after(path: Path, done: int) -> float:
     if not path.exists():
         return 0.0
     kept, money = [], 0.0
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue  # a line that a killed process left half-written
         if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] <= done:
             kept.append(text)
-            money = line.get("money", money)
+            if isinstance(line.get("money"), int | float):
+                money = float(line["money"])
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
     os.replace(temporary, path)

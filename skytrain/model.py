@@ -7,7 +7,8 @@ shard, `to_empty`, load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class ModelConfig:
     """Bias of attention's output projection."""
     qk_norm: bool
     """RMSNorm over each head of the queries and keys, before they are rotated."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Of JSON's types alone, and equal to what reading it back gives: what a checkpoint remembers of the model."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skytrain import attention, checkpoint, config, flops, hf, optim, parallel
+from skytrain import attention, checkpoint, config, flops, hf, optim, parallel, storage
 from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.data.packing import CostModel
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
-from skytrain.export import default_system, export, model_tensors
+from skytrain.export import default_system, export, model_tensors, small_files
 from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
+from skytrain.locks import lock
 from skytrain.model import Backends, CausalLM, ModelConfig
 from skytrain.parallel import World
 
@@ -62,6 +65,8 @@ class Run:
     default_system: str | None
     backends: Backends
     done: int = 0
+    lock: int | None = None
+    """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
 
     @property
     def folder(self) -> Path:
@@ -82,15 +87,11 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
 
     Has no collectives in it. Raises `UserError` with nothing written.
     """
-    folder = Path(settings.run.dir)
-    if not resume and (folder / "config.toml").exists():
-        raise UserError(
-            f"run.dir = {str(folder)!r} holds a run already: go on with --resume auto, or name another folder"
-        )
+    check_folder(settings, resume=resume)
     model_config = hf.read_config(settings.model.path)
     backends = resolve_backends(settings, world.device)
     cost = cost_model(model_config, settings.batch.max_tokens)
-    data = open_data("data.path", settings.data.path, settings, model_config)
+    data = open_data("data.path", settings.data.path, settings, model_config, world)
     planner = Planner(
         data.lengths, data.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
@@ -98,7 +99,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     )  # fmt: skip
     validation = None
     if settings.data.validation is not None:
-        held_out = open_data("data.validation", settings.data.validation, settings, model_config)
+        held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)
         documents = min(len(held_out.lengths), max(world.size, settings.batch.documents or 96))
         try:
             validation_planner = Planner(
@@ -109,11 +110,14 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
             raise UserError(f"data.validation = {settings.data.validation!r}: {error}") from None
         validation = Feed(held_out, validation_planner, world.rank, world.device)
     system = default_system(settings.export.default_system, data.info.system)
+    if world.is_first and (settings.export.at_end or settings.export.every):
+        small_files(Path(settings.model.path), getattr(torch, settings.export.dtype), system)
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
+    sources = hf.check_weights(model, settings.model.path)
     parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
-    hf.load_weights(model, settings.model.path)
+    hf.load_weights(model, settings.model.path, sources)
     optimizer = optim.Optimizer(model.named_parameters(), settings.optim)
     feed = Feed(data, planner, world.rank, world.device)
     return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
@@ -139,9 +143,26 @@ def cost_model(model: ModelConfig, max_tokens: int) -> CostModel:
     return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))
 
 
-def open_data(key: str, folder: str, settings: Config, model: ModelConfig) -> TokenDataset:
-    """A prepared data set, refused where it does not belong to the model. key: the setting that names it."""
-    data = TokenDataset.open(folder)
+def check_folder(settings: Config, *, resume: bool) -> None:
+    """`UserError` where run.dir holds a run that is not to be resumed, or files in the place of its folders."""
+    folder = Path(settings.run.dir)
+    checkpoints = folder / "checkpoints"
+    if not resume and ((folder / "config.toml").exists() or storage.step_folders(checkpoints)):
+        raise UserError(
+            f"run.dir = {str(folder)!r} holds a run already: go on with --resume auto, or name another folder"
+        )
+    for inside in (checkpoints, folder / "export", folder / "tensorboard"):
+        if (inside.exists() or inside.is_symlink()) and not inside.is_dir():
+            raise UserError(f"{inside}: is no folder, and the run needs one there; remove it")
+
+
+def open_data(key: str, folder: str, settings: Config, model: ModelConfig, world: World) -> TokenDataset:
+    """A prepared data set, refused where it does not belong to the model. key: the setting that names it.
+
+    One process of each host reads all of it against its checksums: a second for each GB, and later no step reads a
+    token that nobody wrote.
+    """
+    data = TokenDataset.open(folder, verify=world.local_rank == 0)
     remedy = f"prepare it again: skytrain prep tokenize ... --model {settings.model.path}"
     for what, theirs, ours in zip(
         ("tokenizer.json", "chat template"),
@@ -162,11 +183,13 @@ def open_data(key: str, folder: str, settings: Config, model: ModelConfig) -> To
 
 
 def begin(run: Run, *, resume: bool) -> list[str]:
-    """Loads the newest checkpoint when resuming, and opens the run folder. Returns lines that tell what was chosen.
+    """Opens the run folder, and loads the newest checkpoint when resuming. Returns lines that tell what was chosen.
 
-    `UserError` on all ranks where the checkpoint is of other steps than this run's, or the folder cannot be made.
+    `UserError` on all ranks where the checkpoint is of other steps than this run's, or the folder cannot be made or
+    is another process's.
     """
     lines = []
+    parallel.together(lambda: claim_folder(run, resume=resume))
     if resume:
         found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
         lines += [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over]
@@ -176,18 +199,22 @@ def begin(run: Run, *, resume: bool) -> list[str]:
             check_same_steps(run, scalars, found)
             run.done = scalars["step"]
             lines.append(f"resume: from {found}")
-    parallel.together(lambda: open_folder(run))
+    parallel.together(lambda: write_recipe(run))
     return lines + describe(run)
 
 
 def what_steps_follow_from(run: Run) -> dict[str, object]:
-    """What decides which documents a step takes. Ranks and rows may change: they divide the same step otherwise."""
+    """What decides which documents a step takes, and what the model makes of them.
+
+    Ranks and rows may change: they divide the same step otherwise.
+    """
     c = run.config
     return {
         "run.seed": c.run.seed,
         "batch.documents": c.batch.documents,
         "batch.tokens": c.batch.tokens,
         "data.path": run.feed.dataset.sha256,
+        "model.path": run.model.config.as_json(),
     }
 
 
@@ -199,6 +226,8 @@ def check_same_steps(run: Run, scalars: dict[str, object], found: Path) -> None:
             continue
         if key == "data.path":
             what = f"{key} = {run.config.data.path!r} holds another data set than the run that wrote it used"
+        elif key == "model.path":
+            what = f"{key} = {run.config.model.path!r}: its config.json was another in the run that wrote it"
         else:
             what = f"{key} is {here!r}, and was {there!r} in the run that wrote it"
         raise UserError(f"resume from {found}: {what}; set it back, or start a new run in another run.dir")
@@ -209,15 +238,32 @@ def check_same_steps(run: Run, scalars: dict[str, object], found: Path) -> None:
         )
 
 
-def open_folder(run: Run) -> None:
-    """Makes the run folder and writes the resolved recipe into it, on the first rank."""
+def claim_folder(run: Run, *, resume: bool) -> None:
+    """Makes the run folder and takes it for this run, on the first rank: two runs would mix their files in it."""
     if not run.world.is_first:
         return
-    try:
+    with writing(run):
         run.folder.mkdir(parents=True, exist_ok=True)
+        run.lock = lock(run.folder)
+    if run.lock is None:
+        raise UserError(f"run.dir = {run.config.run.dir!r}: another run is at work in it; name another folder")
+    check_folder(run.config, resume=resume)  # Another run may have begun, and ended, since `prepare` looked.
+
+
+def write_recipe(run: Run) -> None:
+    """The resolved recipe into the run folder, on the first rank."""
+    if not run.world.is_first:
+        return
+    with writing(run):
         partial = run.folder / "config.toml.tmp"
         partial.write_text(config.dumps(run.config), encoding="utf-8")
         os.replace(partial, run.folder / "config.toml")
+
+
+@contextlib.contextmanager
+def writing(run: Run) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"run.dir = {run.config.run.dir!r}: cannot be written ({error.strerror or error}: {error.filename}); "
@@ -258,7 +304,7 @@ def write_export(run: Run) -> Path:
     out = run.folder / "export" / f"step-{run.done:08d}"
     # A run that resumed from before this step has made the folder once already, with the same content. All ranks must
     # decide alike, so the first one looks.
-    there = [out.exists()]
+    there = [(out / "config.json").exists()]
     dist.broadcast_object_list(there, src=0)
     if there[0]:
         return out

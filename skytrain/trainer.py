@@ -9,6 +9,7 @@ counted in device memory; numbers are read only when a line is logged.
 from __future__ import annotations
 
 import gc
+import os
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ def train(settings: Config, *, resume: bool = False) -> Run:
 
     Raises `UserError` for what the user can mend: before anything is written, or with a checkpoint saved.
     """
-    world = parallel.start(settings)
+    world, run = parallel.start(settings), None
     try:
         run = parallel.together(lambda: prepare(settings, world, resume=resume))
         lines = begin(run, resume=resume)
@@ -39,6 +40,8 @@ def train(settings: Config, *, resume: bool = False) -> Run:
         return run
     finally:
         gc.enable()
+        if run is not None and run.lock is not None:
+            os.close(run.lock)
         parallel.stop()
 
 
@@ -98,7 +101,8 @@ def log(run: Run, metrics: Metrics, loss: Tensor, norm: Tensor, *, lr: float, ep
     loss_value, norm_value, skipped, _, longest = torch.stack([loss, norm, *run.guard.counts]).tolist()
     metrics.line(run.done, loss=loss_value, grad_norm=norm_value, lr=lr, epoch=epoch, skipped=int(skipped))
     run.guard.logged()
-    if longest >= run.config.train.max_bad_steps:
+    nothing_learnt = run.done == run.total == skipped
+    if longest >= run.config.train.max_bad_steps or nothing_learnt:
         where = save(run)
         metrics.close()
         raise UserError(

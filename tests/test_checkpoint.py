@@ -309,8 +309,10 @@ def test_find_without_any(tmp_path):
     folder = save_one(tmp_path, 9, 1)
     (tmp_path / "step-00000010").mkdir()
     assert checkpoint.find(tmp_path, 9) == (folder, [])
-    with pytest.raises(UserError, match=r"step-00000008: no complete.json.*choose another step"):
+    with pytest.raises(UserError, match="holds no step 8; it holds steps 9, 10"):
         checkpoint.find(tmp_path, 8)
+    with pytest.raises(UserError, match=r"step-00000010: no complete.json.*choose another step"):
+        checkpoint.find(tmp_path, 10)
     shutil.rmtree(folder)
     found, skipped = checkpoint.find(tmp_path)
     assert found is None and [path.name for path, _ in skipped] == ["step-00000010"]

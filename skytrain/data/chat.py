@@ -61,6 +61,11 @@ def _tokenizer_bytes(folder: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); the model folder needs a fast tokenizer") from None
 
 
+def _of_tokenizers(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up. It raises bare Exceptions, and its panics are not even those."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class ChatTokenizer:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, tokenizer_sha256: str):
         self.tokenizer_sha256 = tokenizer_sha256
@@ -89,7 +94,9 @@ class ChatTokenizer:
         raw = _tokenizer_bytes(folder)
         try:
             tokenizer = Tokenizer.from_buffer(raw)
-        except Exception as error:  # tokenizers raises bare Exception and ValueError alike
+        except BaseException as error:
+            if not _of_tokenizers(error):
+                raise
             raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
         template = ChatTemplate(folder, now or datetime.now())
         return cls(tokenizer, template, hashlib.sha256(raw).hexdigest())
@@ -180,6 +187,10 @@ class ChatTokenizer:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             raise Refused("malformed", "text that is not valid Unicode (half of a surrogate pair)") from None
+        except BaseException as error:
+            if not _of_tokenizers(error):
+                raise
+            raise Refused("malformed", f"the tokenizer fails on it: {error}") from None
         offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding))
         return np.array(encoding.ids, np.uint32), offsets[0::2], offsets[1::2]
 

@@ -21,6 +21,7 @@ import numpy as np
 from skytrain.data.format import ARRAYS, FORMAT_VERSION, DatasetInfo, Shard, file_sha256, shard_header, shard_name
 from skytrain.data.ledger import Ledger
 from skytrain.errors import UserError
+from skytrain.locks import lock
 
 SHARD_BYTES = 256 << 20
 REMEDY = "prepare the data set again with skytrain prep tokenize"
@@ -32,8 +33,8 @@ class DatasetWriter:
     """Writes documents into `<folder>.unfinished` and renames it at `finish`; a context manager.
 
     Tokens go to disk as they come; memory holds 16 bytes a document of the open shard. Left without `finish`
-    (an exception, Ctrl-C), it removes what it wrote. Raises `UserError` where `folder` is in use: a finished data
-    set is replaced only with `overwrite`, and any other non-empty folder never.
+    (an exception, Ctrl-C), it removes what it wrote. Raises `UserError` where `folder` is in use: another process
+    writes it, a finished data set is replaced only with `overwrite`, and any other non-empty folder never.
     """
 
     def __init__(
@@ -47,14 +48,13 @@ class DatasetWriter:
         shard_bytes: int = SHARD_BYTES,
     ):
         self.folder = Path(folder).absolute()
+        self._overwrite = overwrite
         _check_target(self.folder, overwrite)
         self._identity = {"tokenizer_sha256": tokenizer_sha256, "chat_template_sha256": chat_template_sha256}
         self._max_length = max_length
         self._shard_tokens = max(1, shard_bytes // 4)
         self._work = self.folder.with_name(self.folder.name + ".unfinished")
-        if self._work.exists():  # of a run that was killed
-            shutil.rmtree(self._work)
-        self._work.mkdir(parents=True)
+        self._lock = _claim(self._work, self.folder)
         self._rows = open(self._work / "rows.jsonl", "w", encoding="ascii", newline="\n")  # noqa: SIM115
         self._shards: list[Shard] = []
         self._ledger = Ledger()
@@ -128,12 +128,18 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Removes the unfinished folder; nothing after `finish`."""
-        if self._work.exists():
+        if self._lock is not None:
             self._discard_open_files()
             self._rows.close()
             shutil.rmtree(self._work, ignore_errors=True)
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._lock)
+        self._lock = None
 
     def _publish(self, info: bytes) -> None:
+        _check_target(self.folder, self._overwrite)  # Somebody may have put something there since.
         temporary = self._work / "dataset.json.part"
         temporary.write_bytes(info)
         os.rename(temporary, self._work / "dataset.json")
@@ -148,6 +154,7 @@ class DatasetWriter:
             shutil.rmtree(old)
         else:
             os.rename(self._work, self.folder)
+        self._release()
 
     # A safetensors header comes first and holds the sizes, so a shard's two long arrays are spilled to files of their
     # own and put behind the header when the shard is full.
@@ -174,6 +181,17 @@ class DatasetWriter:
         for file in (self._tokens, self._trained):
             file.close()
             Path(file.name).unlink(missing_ok=True)
+
+
+def _claim(work: Path, folder: Path) -> int:
+    """Makes the folder of unfinished work, emptied of what a killed run left, and takes it for this process."""
+    work.mkdir(parents=True, exist_ok=True)
+    held = lock(work)
+    if held is None:
+        raise UserError(f"{folder}: another process is writing it; wait for its end, or give another folder")
+    for left in work.iterdir():
+        left.unlink()
+    return held
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
@@ -344,12 +362,14 @@ def _read_info(folder: Path) -> DatasetInfo:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: missing, so the data set is unfinished; {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from None
     try:
         version = msgspec.json.decode(raw, type=dict)["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format version {version}, and this skytrain reads {FORMAT_VERSION}; {REMEDY}")
         info = msgspec.json.decode(raw, type=DatasetInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+    except (msgspec.DecodeError, ValueError, KeyError, RecursionError) as error:
         raise UserError(f"{path}: not a data set's description ({error}); {REMEDY}") from None
     if info.n_docs == 0:
         raise UserError(f"{folder}: an empty data set (0 documents); {REMEDY}")

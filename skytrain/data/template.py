@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: missing; give a Hugging Face model folder with its fast tokenizer") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
@@ -70,7 +70,11 @@ def read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     if isinstance(found, str):
         found = {"default": found}
     elif isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = {
+            entry["name"]: entry.get("template")
+            for entry in found
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        }
     else:
         found = {}
     file = folder / "chat_template.jinja"
@@ -79,7 +83,7 @@ def read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         found = {"default": _text(file)}
         for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             found[extra.stem] = _text(extra)
-    if not isinstance(found.get("default"), str):
+    if not all(isinstance(found.get(name, ""), str) for name in ("default", "tool_use")) or "default" not in found:
         raise UserError(f"{folder}: no chat template (neither chat_template.jinja nor one in tokenizer_config.json)")
     return found
 
@@ -94,7 +98,8 @@ def _text(path: Path) -> str:
 def templates_sha256(templates: dict[str, str]) -> str:
     """Of the template's text; of the default's and the tool template's, a NUL between, where a folder has both."""
     texts = [templates[name] for name in ("default", "tool_use") if name in templates]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    # A JSON file can spell half a surrogate pair, which UTF-8 cannot hold.
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ChatTemplate:
@@ -125,6 +130,8 @@ def _compile(folder: Path, now: datetime, text: str) -> Callable[..., str]:
         return _environment(now).from_string(text).render
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{folder}: its chat template is not valid Jinja (line {error.lineno}: {error})") from None
+    except Exception as error:  # jinja2 makes Python of it, and Python may find it too deep
+        raise UserError(f"{folder}: its chat template cannot be compiled ({type(error).__name__}: {error})") from None
 
 
 def _named_tokens(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -185,8 +185,8 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
                 number += 1
                 try:
                     value: Any = batch.slice(i, 1).to_pylist()[0]
-                except UnicodeDecodeError as error:
-                    value = Unreadable(f"not UTF-8 ({error})")
+                except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a time that Python cannot hold
+                    value = Unreadable(f"not UTF-8 ({error})" if isinstance(error, UnicodeDecodeError) else str(error))
                 yield RawRow(name, number, None, share, value)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())

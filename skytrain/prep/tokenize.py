@@ -75,6 +75,8 @@ class Encoder:
             outcome.reason, outcome.detail, outcome.unreadable = "malformed", str(error), True
         except Refused as refused:
             outcome.reason, outcome.detail, outcome.n_tokens = refused.reason, refused.detail, refused.tokens
+        except RecursionError:
+            outcome.reason, outcome.detail = "malformed", "lists or objects nested too deep"
         else:
             outcome.n_tokens = len(encoded.tokens)
             if outcome.n_tokens > self.max_length:
