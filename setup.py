@@ -6,8 +6,6 @@ works on a machine without torch. Under pip's build isolation torch is never imp
 `--no-build-isolation` to get `_C`. Neither needs a GPU or CUDA headers.
 """
 
-from glob import glob
-
 from setuptools import Extension, setup
 
 FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
@@ -29,9 +27,9 @@ else:
     extensions.append(
         CppExtension(
             "skytrain._C",
-            ["csrc/torch_module.cpp", "csrc/attention.cpp", "csrc/cross_entropy.cpp"],
+            ["csrc/torch_module.cpp", "csrc/attention.cpp"],
             extra_compile_args=FLAGS,
-            depends=sorted(glob("csrc/*.h")),
+            depends=["csrc/attention.h", "csrc/attention_kernel.h"],
         )
     )
     commands["build_ext"] = BuildExtension

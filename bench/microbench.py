@@ -30,7 +30,7 @@ from verify import error_ratio, exact, results
 
 LIMIT, PEER_LIMIT = 2.0, 50.0
 # The head's logits are 125 times its hidden states, as in a small model: memory is what it is about.
-CPU_HEAD: Shape = {"rows": 512, "hidden": 256, "vocabulary": 32_000, "chunk_bytes": 8 << 20}
+CPU_HEAD: Shape = {"rows": 512, "hidden": 256, "vocabulary": 32_000, "chunk_bytes": 15 << 20}
 
 
 class Bench:

@@ -9,7 +9,6 @@
 #include <tuple>
 
 #include "attention.h"
-#include "cross_entropy.h"
 
 namespace skytrain {
 namespace {
@@ -91,34 +90,6 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_op(const Tensor& d_out, co
   return {dq.to(dtype), dk.to(dtype), dv.to(dtype)};
 }
 
-// (loss, correct, lse) of each row; logits [K, V] fp32 become their gradient where one is wanted.
-std::tuple<Tensor, Tensor, Tensor> cross_entropy_op(Tensor& logits, const Tensor& labels, const Tensor& coefficients,
-                                                    bool gradient) {
-  TORCH_CHECK(logits.dim() == 2 && logits.dtype() == at::kFloat && (logits.size(1) <= 1 || logits.stride(1) == 1),
-              "cross_entropy: logits must be fp32 [rows, vocabulary] with contiguous rows");
-  const int64_t rows = logits.size(0), columns = logits.size(1), stride = logits.stride(0);
-  TORCH_CHECK(labels.dim() == 1 && labels.size(0) == rows && labels.dtype() == at::kLong && coefficients.dim() == 1 &&
-                  coefficients.size(0) == rows && coefficients.dtype() == at::kFloat,
-              "cross_entropy: labels must be int64 and coefficients fp32, both [", rows, "]");
-  const Tensor flat_labels = labels.contiguous(), flat_coefficients = coefficients.contiguous();
-  const int64_t* label = flat_labels.data_ptr<int64_t>();
-  const float* coefficient = flat_coefficients.data_ptr<float>();
-  for (int64_t i = 0; i < rows; ++i)
-    TORCH_CHECK_INDEX(label[i] >= 0 && label[i] < columns, "cross_entropy: label ", label[i], " of row ", i,
-                      " is outside the vocabulary of ", columns);
-  const Tensor loss = at::empty({rows}, at::kFloat), correct = at::empty({rows}, at::kFloat),
-               lse = at::empty({rows}, at::kFloat);
-  float *z = logits.data_ptr<float>(), *to_loss = loss.data_ptr<float>(), *to_correct = correct.data_ptr<float>(),
-        *to_lse = lse.data_ptr<float>();
-  at::parallel_for(0, rows, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const RowLoss row = cross_entropy_row(z + i * stride, columns, label[i], coefficient[i], gradient);
-      to_loss[i] = row.loss, to_correct[i] = row.correct, to_lse[i] = row.lse;
-    }
-  });
-  return {loss, correct, lse};
-}
-
 }  // namespace
 }  // namespace skytrain
 
@@ -127,15 +98,11 @@ TORCH_LIBRARY_FRAGMENT(skytrain, m) {
   m.def(
       "attention_cpu_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
       "Tensor cu_seqlens, float scale) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "cross_entropy_cpu_(Tensor(a!) logits, Tensor labels, Tensor coefficients, bool gradient) "
-      "-> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(skytrain, CPU, m) {
   m.impl("attention_cpu", &skytrain::attention_forward_op);
   m.impl("attention_cpu_backward", &skytrain::attention_backward_op);
-  m.impl("cross_entropy_cpu_", &skytrain::cross_entropy_op);
 }
 
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "skytrain._C", nullptr, -1, nullptr};

@@ -20,8 +20,6 @@ No autograd here: `linear_cross_entropy` owns the formula of both.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -49,28 +47,8 @@ def cross_entropy_(
     both empty without `statistics`. A label outside [0, V) is an error on a CPU and a loss of NaN from the kernel,
     which cannot raise.
     """
-    if backend == "triton":
-        run = _triton
-    else:
-        run = _cpu if logits.device.type == "cpu" and _has_cpu_kernel() else _reference
+    run = _triton if backend == "triton" else _reference
     return run(logits, labels, coefficients, gradient_dtype, statistics)
-
-
-@functools.cache
-def _has_cpu_kernel() -> bool:
-    try:
-        import skytrain._C  # noqa: F401  (registers the operation)
-    except ImportError:
-        return False
-    return True
-
-
-def _cpu(logits, labels, coefficients, gradient_dtype, statistics):
-    """csrc/cross_entropy.cpp: a thread takes a whole row through all passes in its cache."""
-    z, gradient = logits.float(), gradient_dtype is not None
-    loss, correct, lse = torch.ops.skytrain.cross_entropy_cpu_(z, labels, coefficients, gradient)
-    dz = z.to(gradient_dtype) if gradient else None
-    return (loss, dz, correct, lse) if statistics else (loss, dz, loss.new_empty(0), loss.new_empty(0))
 
 
 def _reference(logits, labels, coefficients, gradient_dtype, statistics):

@@ -21,13 +21,14 @@ backward's registers hold the sums for dw but not the row as well: the row is re
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from skytrain.kernels import backend
-from skytrain.kernels.backend import jit, tl
+from skytrain.kernels.backend import is_traced, jit, tl
 from skytrain.kernels.rows import as_rows, row_offsets
 
 
@@ -44,7 +45,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str) -> Tensor:
 
         # Its backward otherwise writes dx over dy, which is wrong for everyone else who uses dy.
         return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
-    return _forward(x, None, weight, eps, backend)[0]
+    forward = _reference_forward if is_traced(backend) else functools.partial(_forward, backend=backend)
+    return forward(x, None, weight, eps)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, bac
     if backend == "liger":
         total = x + residual
         return rms_norm(total, weight, eps, backend=backend), total
-    return _forward(x, residual, weight, eps, backend)[:2]
+    forward = _reference_forward if is_traced(backend) else functools.partial(_forward, backend=backend)
+    return forward(x, residual, weight, eps)[:2]
 
 
 def _check(x: Tensor, residual: Tensor | None, weight: Tensor, backend: str) -> None:

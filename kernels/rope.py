@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from skytrain.kernels import backend
-from skytrain.kernels.backend import jit, tl
+from skytrain.kernels.backend import is_traced, jit, tl
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, backend: str) -> tuple[Tensor, Tensor]:
@@ -31,6 +31,8 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, backend: str) -> tup
     _check(q, k, cos, sin, backend)
     if backend == "liger":
         return _liger(q, k, cos, sin)
+    if is_traced(backend):
+        return _reference_rotate(q, cos, sin), _reference_rotate(k, cos, sin)
     return _rotate(q, k, cos, sin, False, backend)
 
 

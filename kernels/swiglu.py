@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skytrain.kernels import backend
-from skytrain.kernels.backend import jit, tl
+from skytrain.kernels.backend import is_traced, jit, tl
 from skytrain.kernels.rows import as_rows, row_offsets
 
 
@@ -36,6 +36,8 @@ def swiglu(gate: Tensor, up: Tensor, *, backend: str) -> Tensor:
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
         return LigerSiLUMulFunction.apply(gate, up)
+    if is_traced(backend):
+        return F.silu(gate) * up
     return _forward(gate, up, backend)
 
 
