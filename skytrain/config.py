@@ -243,7 +243,14 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
     return [
         *((key, value(key) is None or value(key) >= 1, "must be at least 1") for key in COUNTS),
         *((key, value(key) is None or value(key) <= most, f"must be at most {most}") for key, most in COUNTS.items()),
-        *((key, value(key) is None or _is_path(value(key)), "no path can be like this") for key in PATHS),
+        *(
+            (
+                key,
+                value(key) is None or _is_path(value(key)),
+                "must be a path that can be: not empty, no part over 255 bytes, UTF-8",
+            )
+            for key in PATHS
+        ),
         (
             "batch.documents",
             (c.batch.documents is None) != (c.batch.tokens is None),

@@ -26,11 +26,12 @@ class World:
     """This process among the others. `replicas` is the number of groups that hold the whole model (HSDP)."""
 
     rank: int
-    local_rank: int
     size: int
     device: torch.device
     replicas: int
     mesh: DeviceMesh
+    local_rank: int = 0
+    """Among the ranks of this host."""
 
     @property
     def is_first(self) -> bool:
@@ -72,7 +73,7 @@ def start(config: Config) -> World:
         mesh = init_device_mesh(kind, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
-    return World(rank, local_rank, size, device, nodes, mesh)
+    return World(rank, size, device, nodes, mesh, local_rank)
 
 
 def stop() -> None:

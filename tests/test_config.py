@@ -78,6 +78,12 @@ def test_dump_holds_strange_strings(recipe, tmp_path):
         ("train.epochs=1000000000", ["train.epochs", "at most"]),
         ("schedule.warmup_steps=100000000000000000000", ["schedule.warmup_steps"]),
         ("run.dir=", ["run.dir", "empty"]),
+        ("run.dir='" + "a" * 256 + "'", ["run.dir", "255 bytes"]),
+        ("model.path='" + "a/" * 3000 + "'", ["model.path"]),
+        ('data.path="a\\u0000b"', ["data.path"]),
+        ("data.path=\udcff", ["data.path", "UTF-8"]),
+        ("optim.lr=" + "1" * 5000, ["optim.lr", "override"]),
+        ("optim.lr=" + "[" * 100_000, ["optim.lr", "override"]),
         ("data.path=''", ["data.path", "empty"]),
         ("optim.clip=0.0", ["optim.clip", "none"]),
         ("optim.name=lion", ["optim.name", "lion"]),
@@ -121,6 +127,12 @@ def test_a_recipe_that_is_not_there_or_not_toml(tmp_path):
     (tmp_path / "bad.toml").write_text("[run\n")
     with pytest.raises(UserError, match=r"bad\.toml.*not TOML"):
         config.load(tmp_path / "bad.toml")
+    for text in ("[run]\nseed = " + "1" * 5000, "[run]\nseed = " + "[" * 5000):
+        (tmp_path / "bad.toml").write_text(text)
+        with pytest.raises(UserError, match=r"bad\.toml.*not TOML"):
+            config.load(tmp_path / "bad.toml")
+    with pytest.raises(UserError, match="recipe"):
+        config.load("a\0b")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not TOML"):
         config.load(tmp_path / "bytes.toml")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tiny_models import write_tiny_model
 
 from skytrain import checkpoint, export_command
 from skytrain.errors import UserError
+from skytrain.hf import read_config
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +32,11 @@ def make_run(folder: Path, model: Path, dtype: str = "float32") -> dict[int, dic
     )
     source = load_file(model / "model.safetensors")
     weights = {step: {name: tensor * step for name, tensor in source.items()} for step in (3, 5)}
+    scalars = {"model.path": read_config(model).as_json()}
     for step in weights:
         tensors = {f"model.{name}": tensor for name, tensor in weights[step].items()}
         tensors |= {f"optim.exp_avg.{name}": torch.zeros_like(tensor) for name, tensor in weights[step].items()}
-        checkpoint.save(folder / "checkpoints", step, tensors | {"optim.steps": torch.tensor(5.0)}, {}, keep=9)
+        checkpoint.save(folder / "checkpoints", step, tensors | {"optim.steps": torch.tensor(5.0)}, scalars, keep=9)
     return weights
 
 
@@ -87,6 +91,16 @@ def test_export_verifies_the_weights_and_reads_nothing_else(model, tmp_path):
     with pytest.raises(UserError, match=f"{weight_file.name} is corrupt"):
         export(tmp_path / "run", tmp_path / "broken")
     assert sorted(os.listdir(tmp_path)) == ["out", "run"]
+
+
+def test_export_refuses_a_model_folder_whose_config_has_changed(model, tmp_path):
+    changed = Path(shutil.copytree(model, tmp_path / "model"))
+    make_run(tmp_path / "run", changed)
+    settings = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(UserError, match=r"config\.json was another"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_refuses_what_is_no_run(model, tmp_path):

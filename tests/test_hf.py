@@ -155,6 +155,14 @@ def test_a_number_that_is_not_finite_is_refused(folder, key, number):
         read_config(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("vocab_size", 10**13), ("num_hidden_layers", 200_000), ("head_dim", 2**40), ("rope_theta", 1.0)]
+)
+def test_a_size_that_no_model_has_is_named(folder, key, value):
+    with pytest.raises(UserError, match=key):
+        read_config(change_config(folder, "rope_parameters", **{key: value}))
+
+
 def test_a_missing_size_is_named(folder):
     with pytest.raises(UserError, match="intermediate_size"):
         read_config(change_config(folder, "intermediate_size"))
@@ -200,7 +208,20 @@ def test_b52_a_tensor_in_only_one_of_index_and_shard_is_named(tmp_path):
         build(folder)
 
 
-@pytest.mark.parametrize("file", [3, None, ["a"], "", "..", "../model/model-00001-of-00003.safetensors", "/etc/hosts"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        3,
+        None,
+        ["a"],
+        "",
+        "..",
+        "../model/model-00001-of-00003.safetensors",
+        "/etc/hosts",
+        "a\0.safetensors",
+        "a" * 300 + ".safetensors",
+    ],
+)
 def test_an_index_that_names_no_file_of_its_folder_is_refused(tmp_path, file):
     folder = write_tiny_model(tmp_path, "qwen2", shard_bytes=200_000)
     index = folder / "model.safetensors.index.json"

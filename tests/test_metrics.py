@@ -60,7 +60,8 @@ def test_only_the_first_rank_writes(tmp_path, capsys):
 
 def test_a_resumed_file_holds_no_step_twice_and_goes_on_with_the_money(tmp_path):
     texts = [json.dumps({"step": step, "loss": 1.0, "money": 10.0 * step}) for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*texts, "[1, 2]", "{}"]) + '\n{"step": 4, "lo')
+    texts += ["[1, 2]", "{}", "[" * 100_000, '{"step": 2, "money": "much"}'.replace("2", "9"), '{"step": 4, "lo']
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(texts).encode() + b"\xff")
     metrics = Metrics(tmp_path, Log(tensorboard=False, price_per_gpu_hour=1.0), world(), done=2, total=4)
     metrics.count(1, 1, 1.0)
     metrics.line(3, loss=2.0, grad_norm=1.0, lr=1.0, epoch=0, skipped=0)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import runs
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
 from skytrain import config
 from skytrain.errors import UserError
 from skytrain.kernels import backend
+from skytrain.locks import lock
 from skytrain.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,16 @@ def test_a_shard_with_a_corrupt_header(model, data, tmp_path):
     assert path.name in refused(model, data, tmp_path)
 
 
+@pytest.mark.parametrize("place", [-1, -400, 200])
+def test_a_byte_that_nobody_wrote(model, data, tmp_path, place):
+    """A mark, a token, a document's number: each is a valid value, so that only the checksum can tell."""
+    path = shard(data)
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    assert path.name in refused(model, data, tmp_path)
+
+
 def test_an_unfinished_data_set(model, data, tmp_path):
     (data / "dataset.json").unlink()
     assert "dataset.json" in refused(model, data, tmp_path)
@@ -136,8 +148,6 @@ def test_a_model_that_is_not_there(model, data, tmp_path):
 
 
 def test_a_model_with_a_missing_tensor(model, data, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(model / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, model / "model.safetensors")
@@ -169,6 +179,53 @@ def test_resuming_with_other_steps_than_those_done_is_refused(model, data, tmp_p
     assert (tmp_path / "run" / "config.toml").read_text() == before
 
 
+def test_resuming_with_a_model_that_computes_otherwise_is_refused(model, data, tmp_path):
+    train(runs.settings(model, data, tmp_path / "run"))
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    with pytest.raises(UserError, match=r"model\.path.*config\.json was another"):
+        train(runs.settings(model, data, tmp_path / "run"), resume=True)
+
+
+def test_a_run_folder_in_which_another_run_is_at_work(model, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    held = lock(tmp_path / "run")
+    with pytest.raises(UserError, match="another run is at work"):
+        train(runs.settings(model, data, tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+    os.close(held)
+    train(runs.settings(model, data, tmp_path / "run"))
+    train(runs.settings(model, data, tmp_path / "run", train__epochs=2), resume=True)
+
+
+def test_checkpoints_of_a_run_whose_recipe_was_deleted_are_not_mixed_with_new_ones(model, data, tmp_path):
+    train(runs.settings(model, data, tmp_path / "run"))
+    (tmp_path / "run" / "config.toml").unlink()
+    with pytest.raises(UserError, match=r"run\.dir.*holds a run already"):
+        train(runs.settings(model, data, tmp_path / "run"))
+
+
+def test_an_empty_folder_is_not_taken_for_an_export(model, data, tmp_path):
+    (tmp_path / "run" / "export" / "step-00000002").mkdir(parents=True)
+    train(runs.settings(model, data, tmp_path / "run"))
+    assert (tmp_path / "run" / "export" / "step-00000002" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_what_the_export_will_need_is_read_before_the_first_step(model, data, tmp_path, name):
+    (model / name).write_text("[")
+    assert name in refused(model, data, tmp_path)
+
+
+def test_a_run_that_learnt_nothing_is_an_error(model, tmp_path):
+    data = runs.write_data(tmp_path / "data", runs.random_documents(4, vocab=VOCAB_SIZE), model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"].fill_(float("nan"))
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(UserError, match="1 steps in a row were skipped"):
+        train(runs.settings(model, data, tmp_path / "run"))
+
+
 def test_resuming_may_move_the_data_change_the_rows_and_end_later(model, data, tmp_path):
     train(runs.settings(model, data, tmp_path / "run", train__max_steps=1))
     moved = shutil.copytree(data, tmp_path / "moved")
@@ -182,7 +239,7 @@ def test_resuming_with_fewer_steps_than_are_done_is_refused(model, data, tmp_pat
         train(runs.settings(model, data, tmp_path / "run", train__max_steps=1), resume=True)
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/metrics.jsonl", "run/tensorboard"])
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/export", "run/metrics.jsonl", "run/tensorboard"])
 def test_something_in_the_way_of_the_run_folder_is_named(model, data, tmp_path, place):
     way = tmp_path / place
     if place == "run/metrics.jsonl":

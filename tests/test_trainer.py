@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(model, tmp_path):
     runs.steps(run, 5)
     begin(run, resume=False)
     save(run)
+    os.close(run.lock)
     train(stopped, resume=True)
 
     def logged(name: str) -> dict[int, tuple]:

@@ -150,6 +150,34 @@ def test_a_finished_folder_is_replaced_only_on_request_and_other_folders_never(t
     write(tmp_path / "empty", documents(2))
 
 
+def test_two_writers_of_one_folder(tmp_path):
+    """The second would write over the first one's files: it is refused, and the first one's set is whole."""
+    docs = list(documents(20))
+    with writer(tmp_path / "set") as first:
+        for doc in docs[:10]:
+            first.add(*doc, {})
+        with pytest.raises(UserError, match="another process is writing it"):
+            writer(tmp_path / "set")
+        for doc in docs[10:]:
+            first.add(*doc, {})
+        first.finish()
+    assert len(TokenDataset.open(tmp_path / "set", verify=True)) == 20
+    with pytest.raises(UserError, match="finished data set"):
+        writer(tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_set_that_appears_meanwhile_is_not_replaced(tmp_path):
+    write(tmp_path / "other", documents(5))
+    with writer(tmp_path / "set") as out:
+        out.add(*next(documents(1)), {})
+        os.rename(tmp_path / "other", tmp_path / "set")
+        with pytest.raises(UserError, match="finished data set"):
+            out.finish()
+    assert len(TokenDataset.open(tmp_path / "set")) == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_an_interrupted_replacement_keeps_the_old_data_set(tmp_path, folder):
     with pytest.raises(KeyboardInterrupt), writer(folder, overwrite=True) as out:
         out.add(*next(documents(1)), {})

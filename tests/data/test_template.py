@@ -120,6 +120,11 @@ def test_template_in_its_own_file_has_the_digest_of_the_same_text_in_the_config(
         ("tokenizer_config.json", "["),
         ("chat_template.jinja", "{% for %}"),
         ("chat_template.jinja", b"\xff"),
+        ("chat_template.jinja", "{% if 1 %}" * 400 + "{% endif %}" * 400),
+        ("chat_template.jinja", "{{ 1 | no_such_filter }}"),
+        ("tokenizer_config.json", '{"chat_template": ' + "[" * 100_000),
+        ("tokenizer_config.json", '{"chat_template": [{"name": ["x"], "template": "y"}]}'),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": 7}]}'),
     ],
 )
 def test_a_broken_model_folder_is_one_line_that_names_it(tmp_path, name, text):

@@ -156,6 +156,17 @@ def test_parquet(tmp_path):
         parsed(path)
 
 
+def test_a_time_that_python_cannot_hold_spoils_its_row_alone(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"x": pa.array([1, 2**62], pa.timestamp("us"))}), tmp_path / "times.parquet")
+    good, bad = read_rows(tmp_path / "times.parquet")
+    assert good.parse()["x"].year == 1970
+    with pytest.raises(Unreadable):
+        bad.parse()
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     import sys
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from chat_models import write_qwen2_5
 from chat_samples import chat, write_jsonl
 from transformers import AutoTokenizer
 
@@ -150,6 +151,26 @@ def test_odd_rows_are_counted_by_reason_and_never_crash(tmp_path, model, hf, cap
     assert (
         json.loads((tmp_path / "set" / "dataset.json").read_text())["ledger"]["rows"]["dropped"] == ledger.rows.dropped
     )
+
+
+def test_a_row_that_is_nested_too_deep_is_counted_as_malformed(tmp_path, model):
+    deep = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "x": 0}]})
+    deep = deep.replace('"x": 0', '"x": ' + "[" * 480 + "1" + "]" * 480)
+    path = write_jsonl(tmp_path / "a.jsonl", [chat("a", "b")])
+    path.write_text(path.read_text() + deep + "\n" + deep.replace("[" * 480, "[" * 900).replace("]" * 480, "]" * 900))
+    info = tokenize([path], model, tmp_path / "set", on_error="drop")
+    assert info.ledger.rows.read == 3 and info.ledger.rows.kept + sum(info.ledger.rows.dropped.values()) == 3
+    assert info.ledger.rows.dropped.get("malformed", 0) >= 1
+
+
+def test_a_tokenizer_that_fails_is_one_line(tmp_path):
+    folder = write_qwen2_5(tmp_path / "model")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    broken = {"type": "WordLevel", "vocab": {"a": 1}, "unk_token": "x"}
+    (folder / "tokenizer.json").write_text(json.dumps(settings | {"model": broken}))
+    with pytest.raises(UserError):
+        tokenize([write_jsonl(tmp_path / "a.jsonl", [chat("a", "b")])], folder, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
 
 
 def test_bad_bytes_and_bad_json_name_file_and_line_and_good_rows_are_kept_on_request(tmp_path, model):
