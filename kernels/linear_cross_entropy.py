@@ -180,7 +180,9 @@ def _forward(
             sums += torch.stack([correct.sum(), lse.square().sum()])
     if count == 0:
         d_weight.zero_()
-    return token_loss.dot(coefficients), d_hidden, d_weight, sums
+    # In fp32 the sum alone would be several ulp off.
+    loss = token_loss.double().dot(coefficients.double()).float()
+    return loss, d_hidden, d_weight, sums
 
 
 def _product(h: Tensor, w: Tensor, out: Tensor) -> Tensor:
