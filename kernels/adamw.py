@@ -73,7 +73,8 @@ class AdamW:
     """AdamW (Loshchilov and Hutter: decoupled decay, bias corrected) over this rank's shards.
 
     parameters: contiguous tensors on one device, fp32 or, for `split_8bit`, bf16 (the remainders start as 0). They are
-    updated in place, and neither they nor the states may move in memory. decays: the weight decay of each.
+    updated in place, and neither they (but for `rebind`) nor the states may move in memory. decays: each one's weight
+    decay.
     state: kind ("exp_avg", "exp_avg_sq"; with codes "exp_avg_scale", "exp_avg_sq_scale"; with split weights
     "remainder") -> a tensor for each parameter, or None where it has none. Codes and remainders have the parameter's
     shape, scales [rows, ceil(columns / 128)], also where a shard is empty. With `steps` (fp32 scalar: the steps that
@@ -103,6 +104,11 @@ class AdamW:
         self._table, self._blocks = _tables(self.parameters, self.state)
         self._addresses: list[int] = []
         self._gradients = torch.empty(0)
+
+    def rebind(self, parameters: Sequence[Tensor]) -> None:
+        """The same parameters at other addresses: their owner has moved them. The states stay where they are."""
+        self.parameters = [p.detach() for p in parameters]
+        self._table, self._blocks = _tables(self.parameters, self.state)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rate: float, divisor: Tensor, skip: Tensor) -> None:

@@ -59,8 +59,11 @@ class Optim(Section):
     """Decoupled. Never applied to norms and biases (tensors of one dimension)."""
     clip: float | None = 1.0
     """Largest norm of the whole gradient; none for no clipping."""
-    format: Literal["fp32"] = "fp32"
-    """Optimizer state format."""
+    decay_embeddings: bool = True
+    """Whether weight decay applies to the token embedding, and to the head where it is the same tensor."""
+    format: Literal["fp32", "fp32_8bit"] = "fp32"
+    """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter), or fp32 with 8-bit moments
+    (10.1). How a code is rounded depends on the sharding, so that runs on other numbers of ranks differ by it."""
 
 
 class Schedule(Section):
@@ -261,6 +264,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
         ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
         ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
+        ("optim.format", c.optim.format == "fp32" or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
         ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),
         ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
         ("schedule.warmup_steps", 0 <= (c.schedule.warmup_steps or 0) < 2**31, "must be from 0 to 2^31 - 1"),

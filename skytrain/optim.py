@@ -1,7 +1,7 @@
 """AdamW and SGD over the local shards, the schedule, and the norm of the whole gradient.
 
-The clip factor and the guard against non-finite steps are scalars in device memory: the fused kernels
-read them there (`grad_scale`, `found_inf`), so that a step never waits for the device and clipping
+The clip factor and the guard against non-finite steps are scalars in device memory: the fused kernels (torch's for fp32
+states, ours for 8-bit ones) read them there, so that a step never waits for the device and clipping
 costs no pass over the gradients of its own.
 """
 
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from skytrain.config import Optim, Schedule
+from skytrain.kernels.adamw import AdamW
+from skytrain.kernels.quantize import scales_shape
+
+EMBEDDING = "embed_tokens."
 
 
 def learning_rate(step: int, total: int, schedule: Schedule, peak: float) -> float:
@@ -46,27 +50,61 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class Optimizer:
-    """fp32 AdamW (Loshchilov and Hutter, decoupled decay, bias corrected) or SGD without momentum.
+def like(parameter: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`part`, this rank's piece of a state, as a tensor sharded like `parameter`; shape: that of the whole."""
+    if not isinstance(parameter, DTensor):
+        return part
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
 
-    State of a parameter: two fp32 moments sharded like it (AdamW). One step counter serves all parameters and
-    lives on the device: a skipped step does not count for the bias correction.
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter, decoupled decay, bias corrected) or SGD without momentum.
+
+    State of a parameter: two moments sharded like it (AdamW), fp32 or, in the format `fp32_8bit`, 8-bit codes with a
+    scale for each 128 columns of a row (kernels/adamw.py). One step counter serves all parameters and lives on the
+    device: a skipped step does not count for the bias correction.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optim):
+    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optim, backend: str = "auto"):
+        """backend: of the 8-bit format's kernel, "triton", "reference" or "auto"."""
         self.config = config
         self.parameters = dict(named_parameters)
         device = next(iter(self.parameters.values())).device
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
         self.moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        if config.name == "adamw":
+        self.coded: AdamW | None = None
+        if config.format != "fp32":
+            self._code(backend)
+        elif config.name == "adamw":
             for moment in self.moments.values():
                 moment.update({name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()})
         held = [name for name, p in self.parameters.items() if local(p).numel() > 0]
-        # Norms and biases are not decayed.
-        decayed = [name for name in held if self.parameters[name].ndim > 1]
-        kept = [name for name in held if self.parameters[name].ndim == 1]
+        decayed = [name for name in held if self._decay(name) > 0]
+        kept = [name for name in held if self._decay(name) == 0]
         self.groups = [(names, decay) for names, decay in ((decayed, config.weight_decay), (kept, 0.0)) if names]
+
+    def _decay(self, name: str) -> float:
+        """Norms and biases are not decayed."""
+        if self.parameters[name].ndim == 1 or (EMBEDDING in name and not self.config.decay_embeddings):
+            return 0.0
+        return self.config.weight_decay
+
+    def _code(self, backend: str) -> None:
+        """The kernel's states, and the same memory as tensors sharded like the parameters."""
+        self.coded = AdamW(
+            [local(p) for p in self.parameters.values()], [self._decay(name) for name in self.parameters],
+            format=self.config.format, betas=self.config.betas, eps=self.config.eps, backend=backend,
+        )  # fmt: skip
+        self.steps = self.coded.steps
+        self.moments = {kind: {} for kind in self.coded.state}
+        for kind, tensors in self.coded.state.items():
+            for (name, p), part in zip(self.parameters.items(), tensors):
+                if part is not None:
+                    shape = scales_shape(p.shape) if kind.endswith("_scale") else tuple(p.shape)
+                    self.moments[kind][name] = like(p, part, shape)
 
     def gradients(self) -> list[Tensor]:
         """This rank's shards of the gradients, fp32."""
@@ -76,8 +114,15 @@ class Optimizer:
     def step(self, rate: float, divisor: Tensor, skip: Tensor) -> None:
         """One update by `gradient / divisor`; nothing at all changes where `skip` (0.0 or 1.0) is 1.
 
-        divisor, skip: fp32 scalars on the device. Gradients are left divided.
+        divisor, skip: fp32 scalars on the device. Gradients may be left divided.
         """
+        if self.coded is not None:
+            parts = [local(p) for p in self.parameters.values()]
+            # FSDP2 gives shards of uneven parameters new memory before the first forward pass.
+            if any(p.data_ptr() != old.data_ptr() for p, old in zip(parts, self.coded.parameters)):
+                self.coded.rebind(parts)
+            gradients = [local(p.grad) for p in self.parameters.values()]
+            return self.coded.step(gradients, rate, divisor, skip)
         self.steps += 1.0 - skip
         for names, decay in self.groups:
             weights = [local(self.parameters[name]) for name in names]

@@ -118,7 +118,9 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
     hf.load_weights(model, settings.model.path, sources)
-    optimizer = optim.Optimizer(model.named_parameters(), settings.optim)
+    optimizer = optim.Optimizer(
+        model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
+    )
     feed = Feed(data, planner, world.rank, world.device)
     return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
 

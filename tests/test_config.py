@@ -87,7 +87,7 @@ def test_dump_holds_strange_strings(recipe, tmp_path):
         ("data.path=''", ["data.path", "empty"]),
         ("optim.clip=0.0", ["optim.clip", "none"]),
         ("optim.name=lion", ["optim.name", "lion"]),
-        ("optim.format=fp32_8bit", ["optim.format", "fp32_8bit"]),
+        ("optim.format=int4", ["optim.format", "int4"]),
         ("kernels.backend=cuda", ["kernels.backend", "cuda"]),
         ("kernels.logits=float16", ["kernels.logits", "float16"]),
         ("batch.tokens=100", ["batch.documents", "exactly one"]),
@@ -113,6 +113,11 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe, override, told):
 def test_both_warmups_are_refused(recipe):
     with pytest.raises(UserError, match="at most one"):
         config.load(recipe, ["schedule.warmup_ratio=0.1", "schedule.warmup_steps=3"])
+
+
+def test_8_bit_moments_of_sgd_are_refused(recipe):
+    with pytest.raises(UserError, match=r"optim\.format"):
+        config.load(recipe, ["optim.format=fp32_8bit", "optim.name=sgd"])
 
 
 def test_bf16_logits_beside_fp32_operands_are_refused(recipe):

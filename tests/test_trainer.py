@@ -15,7 +15,7 @@ from skytrain import parallel
 from skytrain.checkpoint import read_tensors
 from skytrain.errors import UserError
 from skytrain.kernels import backend as kernels
-from skytrain.run import begin, save
+from skytrain.run import begin, prepare, save
 from skytrain.trainer import train
 
 
@@ -239,12 +239,13 @@ def test_a_poisoned_step_is_skipped_and_too_many_end_the_run(model, tmp_path):
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
 
 
-def test_a_run_that_stopped_goes_on_bit_for_bit(model, tmp_path):
+@pytest.mark.parametrize("format", ["fp32", "fp32_8bit"])
+def test_a_run_that_stopped_goes_on_bit_for_bit(model, tmp_path, format):
     """12 steps equal 5 and then 7 from the checkpoint: losses, norms, rates, and every saved tensor."""
     path = data(tmp_path / "data", model, runs.random_documents(24, vocab=VOCAB_SIZE))
     common = {
         "batch__documents": 4, "train__epochs": 2, "schedule__name": "cosine", "checkpoint__every": 5,
-        "schedule__warmup_steps": 2, "checkpoint__keep": 9,
+        "schedule__warmup_steps": 2, "checkpoint__keep": 9, "optim__format": format,
     }  # fmt: skip
     train(runs.settings(model, path, tmp_path / "whole", **common))
     stopped = runs.settings(model, path, tmp_path / "parts", **common)
@@ -303,3 +304,31 @@ def test_triton_s_kernels_train_as_the_reference_does(tmp_path):
     assert reference["micro_batches"] > 1
     close(triton["gradients"], reference["gradients"])
     assert triton["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+
+
+def rank_train(settings) -> None:
+    train(settings)
+
+
+def test_8_bit_moments_of_two_ranks_are_loaded_by_one(model, tmp_path):
+    """Codes and scales are sharded by rows like their parameters, uneven ones too."""
+    path = data(tmp_path / "data", model, runs.random_documents(24, vocab=VOCAB_SIZE))
+    options = {"batch__documents": 4, "optim__format": "fp32_8bit", "checkpoint__keep": 9}
+    shorter = runs.settings(model, path, tmp_path / "run", train__max_steps=3, **options)
+    run_ranks(2, rank_train, shorter, process_group=False)
+    longer = runs.settings(model, path, tmp_path / "run", train__max_steps=5, **options)
+    world = parallel.start(longer)
+    run = prepare(longer, world, resume=True)
+    begin(run, resume=True)
+    assert run.done == 3
+    stored = {n: fetch() for n, _, fetch in read_tensors(tmp_path / "run" / "checkpoints" / "step-00000003")}
+    state = {name: runs.full(tensor) for name, tensor in run.state().items()}
+    os.close(run.lock)
+    parallel.stop()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], stored[name]) for name in stored)
+    codes = [tensor for name, tensor in stored.items() if name.startswith("optim.exp_avg_sq.") and tensor.ndim > 1]
+    assert codes and all(tensor.dtype == torch.uint8 and tensor.any() for tensor in codes)
+    train(longer, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]

@@ -114,6 +114,8 @@ def running(tmp_path, model):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever starts the tests in the background may have them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     spilled = tmp_path / "set.unfinished" / "tokens.part"
     deadline = time.monotonic() + 60
