@@ -99,6 +99,17 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def reshard(model: CausalLM) -> None:
+    """Frees all gathered weights, as a backward pass does.
+
+    After a forward pass alone the root's stay (a tied embedding, or all with parallel.reshard_after_forward = false),
+    and a checkpoint would be given them, in train.dtype.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def shard(model: CausalLM, world: World, config: Config) -> None:
     """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
 

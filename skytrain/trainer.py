@@ -120,6 +120,7 @@ def validate(model: CausalLM, feed: Feed) -> float:
         targets += step.plan.targets
         for row in step.rows:
             loss += model(**vars(row), scale=1.0)
+    parallel.reshard(model)
     dist.all_reduce(loss)
     return loss.item() / max(targets, 1)
 

@@ -332,3 +332,26 @@ def test_8_bit_moments_of_two_ranks_are_loaded_by_one(model, tmp_path):
     train(longer, resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("options", [{}, {"parallel__reshard_after_forward": False}], ids=["tied", "kept whole"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_validation_changes_neither_the_steps_nor_the_checkpoints(tmp_path, ranks, options):
+    """After a forward pass alone the root's weights stay gathered, in bf16: they must not reach a checkpoint."""
+    folder = write_tiny_model(tmp_path / "model", "qwen2", tied=True)
+    path = data(tmp_path / "data", folder, runs.random_documents(12, vocab=VOCAB_SIZE))
+    held_out = data(tmp_path / "held_out", folder, runs.random_documents(4, vocab=VOCAB_SIZE, seed=1))
+    common = {"train__dtype": "bfloat16", "checkpoint__every": 1, "checkpoint__keep": 9, **options}
+    plain = runs.settings(folder, path, tmp_path / "plain", **common)
+    checked = runs.settings(
+        folder, path, tmp_path / "checked", data__validation=str(held_out), train__validate_every=1, **common
+    )
+    for settings in (plain, checked):
+        run_ranks(ranks, rank_train, settings, process_group=False)
+    for step in ("step-00000001", "step-00000003"):
+        one, two = (
+            {n: fetch() for n, _, fetch in read_tensors(tmp_path / name / "checkpoints" / step)}
+            for name in ("plain", "checked")
+        )
+        assert one["model.model.embed_tokens.weight"].dtype == torch.float32
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
