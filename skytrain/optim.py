@@ -78,7 +78,8 @@ class Optimizer:
         self.coded: AdamW | None = None
         if config.format != "fp32":
             self._code(backend)
-        elif config.name == "adamw":
+            return
+        if config.name == "adamw":
             for moment in self.moments.values():
                 moment.update({name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()})
         held = [name for name, p in self.parameters.items() if local(p).numel() > 0]
