@@ -232,8 +232,9 @@ def _reference(number, weight, states, gradient, decay, scalars, numbers) -> Non
     if "remainder" in states:
         new["weight"], new["remainder"] = split(w)
     if coded:
-        new["exp_avg"], new["exp_avg_scale"] = quantize_first(m)
-        new["exp_avg_sq"], new["exp_avg_sq_scale"] = quantize_second(v, dither(v.shape, number, steps))
+        offsets = dither(v.shape, number, steps)
+        new["exp_avg"], new["exp_avg_scale"] = quantize_first(m, offsets)
+        new["exp_avg_sq"], new["exp_avg_sq_scale"] = quantize_second(v, offsets)
     for kind, old in {"weight": weight, **states}.items():
         old.copy_(torch.where(skip > 0, old, new[kind]))
 
@@ -374,10 +375,11 @@ def _update(
     else:
         tl.store(weight_at, w, mask)
     if CODED:
-        code, m_scale = encode_first_tile(m)
+        offsets = dither_tile(place, first, step, tensor)
+        code, m_scale = encode_first_tile(m, offsets)
         tl.store(m_at, code, mask)
         tl.store(m_scale_at, m_scale, group_mask)
-        code, v_scale = encode_second_tile(v, dither_tile(place, first, step, tensor))
+        code, v_scale = encode_second_tile(v, offsets)
         tl.store(v_at, code, mask)
         tl.store(v_scale_at, v_scale, group_mask)
     else:

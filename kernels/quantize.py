@@ -6,35 +6,39 @@ patterns, with ties rounded away from zero: the difference then always fits, and
 canonical NaN, since the nearest bf16 pattern of some NaNs is infinity's.
 
 Moment codes. A row is cut into groups of 128 columns; the last one may be shorter. A group has one fp32 scale, its
-largest absolute value / 1.875, and each element is a small float relative to it, with subnormal numbers:
+largest absolute value, and each element is a power of its code, relative to it:
 
-    first moment, int8:    sign, 4 bits of exponent, 3 of mantissa: 0, or 2^-17 to 1.875 times the scale
-    second moment, uint8:  5 bits of exponent, 3 of mantissa:       0, or 2^-33 to 1.875 times the scale
+    first moment, int8:    sign (|code| / 127)^3
+    second moment, uint8:  (code / 255)^8
 
-Multiplied by a power of two that makes their exponents fp32's own, coding is a shift of the bit pattern, and exact to
-undo. First moments are rounded to nearest. Second moments must not be rounded to 0 (the update divides by them: what
-was positive gets code 1 at least), nor to nearest: codes lie 6 to 12% apart, a decay by beta2 = 0.999 changes an
-element by 0.1%, and one whose gradients shrink would keep its code for ever. They are rounded by a dither that runs
-evenly through [0, 1) with the steps, frac(A * element + B * step + C * tensor): without bias, like random rounding, but
-with less noise, with no generator or state, the same whenever the step is the same, and different in each tensor.
+Near the top codes are fine, where a group of one scale needs them, and they reach down to 2^-18 and 2^-64 of it where
+scales differ. Rounding to nearest stalls where codes lie far apart: a decay by beta moves an element by less than half
+the way to the next code, and it keeps its code for ever. So second moments (a decay of 0.1% a step) are rounded by a
+dither that runs evenly through [0, 1) with the steps, frac(A * element + B * step + C * tensor), against the element's
+place between its two neighbours: without bias, like random rounding, but with less noise, with no generator or state,
+the same whenever the step is the same, and different in each tensor. (Dithering the root instead would be biased: the
+power is convex, and 1e-4 in each step adds up to 10% under that decay.) They are never rounded to 0, since the update
+divides by them: what was positive gets code 1 at least. First moments decay by 10%, so that only codes below 16 stall
+and are dithered, by their roots; below 2 they are 0, since a lone code 1 beside an exact second moment would be a leap.
 
 Measured: drift of the weights from exact Adam (norm of the difference / norm of the distance moved). Rate constant, 32
-groups of 128 columns; an element's gradients are normal, with a mean of 0.3 deviations, times a scale of its own that
-is log-normal with sigma 1 or 2. `shrink`: half the elements' gradients fall to a tenth at step 300 of 1500.
+groups of 128 columns; an element's gradients are normal, with a mean of 0.3 deviations from 300 steps on, times
+a scale of its own that is log-normal with sigma 0, 1 or 2. `shrink`: half the elements' gradients fall to a tenth at
+step 300 of 1500.
 
-                                            beta2 0.999, 300 steps   beta2 0.95, 300   shrink, 0.999
-    first, second moment                       sigma 1   sigma 2         1      2         1      2
-    linear, linear                              40%       84%           38%    84%
-    linear, linear in the root                  17%       68%           12%    66%
-    softsign, linear in the root                14%       61%            8.5%  59%
-    quadratic, fourth power                      4.7%     22%            1.9%  16%       27%    61%
-    float 4+3, float 4+4 bits, nearest           3.2%     39%            1.9%  38%       26%    45%
-    float 4+3, float 5+3, nearest                5.4%      5.6%          2.1%   2.8%     43%    45%
-    float 4+3, float 5+3, random rounding        6.3%      6.8%          2.5%   3.2%      7.4%   7.1%
-    float 4+3, float 5+3, dither: this file      5.5%      5.8%          2.2%   2.9%      6.2%   6.2%
+                                    beta2 0.999, 50 steps   300 steps      beta2 0.95, 300   shrink, 0.999
+    first, second moment            sigma 0    1      2      1      2         1      2         1      2
+    linear, linear                                          40%    84%       38%    84%
+    square, fourth, nearest                                  4.7%  22%        1.9%  16%       27%    61%
+    float 4+3, float 5+3, nearest                            5.4%   5.6%      2.1%   2.8%     43%    45%
+    float 4+3, float 5+3, dither      5.1%   5.2%   5.8%     5.3%   6.1%      2.2%   3.4%      6.1%   6.5%
+    cube, sixth, dither               1.7%   3.6%  11.8%     4.0%  10.1%      1.5%   5.4%      5.1%  10.8%
+    fourth, eighth, dither            2.1%   3.6%   8.3%     4.1%   8.1%      1.5%   3.7%      5.2%   8.5%
+    cube, eighth, dither              1.8%   3.6%  10.7%     4.0%   8.8%      1.5%   5.6%      5.2%   8.6%
 
-After 2000 steps it is 6.1% (nearest 8.8%). Gradients of 1e-6 and 1e-9 drift by 5.4% and 2.3%; with fp16 scales, which
-underflow, by 2000% and 85%. Groups of 32 to 512 columns drift alike, within 0.5 points.
+The last three lines round first moments to nearest. This file, without a mean: 1.8%, 3.7% and 13% after 50 steps, 3.0%, 5.9% and
+18% after 200, where floats have 7.9%, 7.8% and 8.3%. With all first moments rounded to nearest, 37% at sigma 2 after 200, and an
+element of 5e-7 of its group's largest that moves 7 times as far as exact Adam's farthest.
 """
 
 from __future__ import annotations
@@ -46,14 +50,16 @@ from torch import Tensor
 from skytrain.kernels.backend import jit, tl
 
 GROUP = 128
-TOP = 1.875
-"""The largest code's value."""
 SMALLEST = 1e-37
-"""What a group's largest value counts as at least."""
-FIRST, SECOND = 2.0**-112, 2.0**-96
-"""What makes the exponents of the first and the second moment those of fp32, with codes 1 to 7 subnormal there."""
+"""What a group's largest value counts as at least: smaller numbers have no inverse in fp32."""
+FIRST, SECOND = 127, 255
+"""The largest codes."""
+DITHERED, LEAST = 16.0, 2.0
+"""Roots of first moments from which on they are rounded to nearest, and below which they are 0."""
+CUBE_ROOT, TINY = 709_958_130, 2.0**-40
+"""Bits(x) / 3 + CUBE_ROOT are nearly those of the cube root of x >= TINY, whose code is 0."""
 MASK = (1 << 20) - 1
-"""The dither counts in 2^-20, the last place of an fp32 mantissa cut to 3 bits."""
+"""The dither counts in 2^-20."""
 PER_ELEMENT, PER_STEP, PER_TENSOR = 791_559, 648_055, 434_335
 """Steps of the dither: 2^20 times the inverse plastic number, the inverse golden ratio and sqrt(2) - 1, made odd."""
 
@@ -84,11 +90,26 @@ def dither(shape: torch.Size, tensor: int, steps: Tensor) -> Tensor:
     return ((element * PER_ELEMENT + step * PER_STEP + tensor * PER_TENSOR) & MASK).to(torch.int32).view(shape)
 
 
-def quantize_first(m: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes int8 of m's shape, scales fp32 of `scales_shape`) of first moments m, fp32 [..., columns]."""
-    relative, scales = _relative(m, FIRST)
-    code = ((relative.view(torch.int32) + 0x80000) >> 20).clamp_max(127)
+def quantize_first(m: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes int8 of m's shape, scales fp32 of `scales_shape`) of first moments m, fp32 [..., columns].
+
+    offsets: int32 in [0, 2^20) of m's shape, `dither`'s; they count for codes below DITHERED alone.
+    """
+    x, scales = _relative(m)
+    root = _cube_root(x) * FIRST
+    # The other way round than the second moment's, so that both are rounded up together.
+    dithered = (MASK - offsets).float() * (1 / (MASK + 1))
+    code = (root + torch.where(root < DITHERED, dithered, 0.5)).to(torch.int32)
+    code = torch.where(root < LEAST, 0, code).clamp_max(FIRST)
     return torch.where(m < 0, -code, code).to(torch.int8), scales
+
+
+def _cube_root(x: Tensor) -> Tensor:
+    """Of fp32 x in [0, 1], right to 1e-4 of itself from TINY on: the bits' guess and one step of Halley's method."""
+    x = x.clamp_min(TINY)
+    y = (x.view(torch.int32) // 3 + CUBE_ROOT).view(torch.float32)
+    cube = y * y * y
+    return y * (cube + 2.0 * x) / (2.0 * cube + x)
 
 
 def quantize_second(v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,26 +117,37 @@ def quantize_second(v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 
     offsets: int32 in [0, 2^20) of v's shape, `dither`'s; 2^19 rounds to nearest.
     """
-    relative, scales = _relative(v, SECOND)
-    code = ((relative.view(torch.int32) + offsets) >> 20).clamp(1, 255)
-    return torch.where(v > 0, code, 0).to(torch.uint8), scales
+    x, scales = _relative(v)
+    # torch's fp32 root is off by an ulp on CPUs.
+    root = x.double().sqrt().sqrt().sqrt().float()
+    below = (root * SECOND).to(torch.int32).clamp_max(SECOND - 1)
+    low, high = _eighth(below), _eighth(below + 1)
+    code = below + (x - low > (high - low) * (offsets.float() * (1 / (MASK + 1)))).to(torch.int32)
+    return torch.where(v > 0, code.clamp_min(1), 0).to(torch.uint8), scales
+
+
+def _eighth(code: Tensor) -> Tensor:
+    t = code.float() * (1 / SECOND)
+    t = t * t
+    t = t * t
+    return t * t
 
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
     """The fp32 moments of codes int8 (first) or uint8 (second) [..., columns] and their scales."""
-    code = codes.to(torch.int32)
-    size = (code.abs() << 20).view(torch.float32) * (1 / (FIRST if codes.dtype == torch.int8 else SECOND))
-    return torch.where(code < 0, -size, size) * _per_element(scales, codes.shape)
+    scale = _per_element(scales, codes.shape)
+    if codes.dtype == torch.uint8:
+        return _eighth(codes) * scale
+    t = codes.float() * (1 / FIRST)
+    return t * t * t * scale
 
 
-def _relative(x: Tensor, unit: float) -> tuple[Tensor, Tensor]:
-    """(|x| / its group's scale * unit, scales)."""
+def _relative(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(|x| / its group's largest, that)."""
     shape = scales_shape(x.shape)
     padded = F.pad(x.abs(), (0, shape[-1] * GROUP - x.shape[-1]))
     largest = padded.view(*shape, GROUP).amax(-1).clamp_min(SMALLEST)
-    # Smaller numbers have no inverse in fp32. A tensor on the left, since torch multiplies a number by the inverse.
-    inverse = torch.full_like(largest, TOP) / largest
-    return x.abs() * _per_element(inverse, x.shape) * unit, largest * (1 / TOP)
+    return x.abs() * _per_element(largest.reciprocal(), x.shape), largest
 
 
 def _per_element(x: Tensor, shape: torch.Size) -> Tensor:
@@ -124,10 +156,12 @@ def _per_element(x: Tensor, shape: torch.Size) -> Tensor:
 
 # The same in Triton, for tiles [groups, GROUP] with scales [groups].
 
-_CONSTANTS = (SMALLEST, TOP, 1 / TOP, FIRST, SECOND, 1 / FIRST, 1 / SECOND, MASK, PER_ELEMENT, PER_STEP, PER_TENSOR)
-_SMALLEST, _TOP, _PER_TOP, _FIRST, _SECOND, _PER_FIRST, _PER_SECOND, _MASK, _PER_ELEMENT, _PER_STEP, _PER_TENSOR = (
-    _CONSTANTS if tl is None else map(tl.constexpr, _CONSTANTS)
+_CODES = (SMALLEST, FIRST, SECOND, 1 / FIRST, 1 / SECOND, DITHERED, LEAST, CUBE_ROOT, TINY)
+_SMALLEST, _FIRST, _SECOND, _PER_FIRST, _PER_SECOND, _DITHERED, _LEAST, _CUBE_ROOT, _TINY = (
+    _CODES if tl is None else map(tl.constexpr, _CODES)
 )
+_DITHER = (MASK, 1 / (MASK + 1), PER_ELEMENT, PER_STEP, PER_TENSOR)
+_MASK, _PER_OFFSET, _PER_ELEMENT, _PER_STEP, _PER_TENSOR = _DITHER if tl is None else map(tl.constexpr, _DITHER)
 
 
 @jit
@@ -154,34 +188,52 @@ def dither_tile(place, first, step, tensor):
 
 @jit
 def decode_first_tile(codes, scales):
-    code = codes.to(tl.int32)
-    size = (tl.abs(code) << 20).to(tl.float32, bitcast=True) * _PER_FIRST
-    return tl.where(code < 0, -size, size) * scales[:, None]
+    t = codes.to(tl.float32) * _PER_FIRST
+    return t * t * t * scales[:, None]
 
 
 @jit
 def decode_second_tile(codes, scales):
-    return (codes.to(tl.int32) << 20).to(tl.float32, bitcast=True) * _PER_SECOND * scales[:, None]
+    return eighth_tile(codes.to(tl.float32)) * scales[:, None]
 
 
 @jit
-def encode_first_tile(m):
-    bits, scales = relative_tile(m, _FIRST)
-    code = tl.minimum((bits + 0x80000) >> 20, 127)
+def eighth_tile(code):
+    t = code * _PER_SECOND
+    t = t * t
+    t = t * t
+    return t * t
+
+
+@jit
+def encode_first_tile(m, offsets):
+    x, scales = relative_tile(m)
+    x = tl.maximum(x, _TINY)
+    y = (x.to(tl.int32, bitcast=True) // 3 + _CUBE_ROOT).to(tl.float32, bitcast=True)
+    cube = y * y * y
+    root = tl.div_rn(y * (cube + 2.0 * x), 2.0 * cube + x) * _FIRST
+    dithered = (offsets ^ _MASK).to(tl.float32) * _PER_OFFSET
+    code = (root + tl.where(root < _DITHERED, dithered, 0.5)).to(tl.int32)
+    code = tl.where(root < _LEAST, 0, tl.minimum(code, _FIRST))
     return tl.where(m < 0, -code, code).to(tl.int8), scales
 
 
 @jit
 def encode_second_tile(v, offsets):
-    bits, scales = relative_tile(v, _SECOND)
-    code = tl.minimum(tl.maximum((bits + offsets) >> 20, 1), 255)
-    return tl.where(v > 0, code, 0).to(tl.uint8), scales
+    x, scales = relative_tile(v)
+    root = tl.sqrt(tl.sqrt(tl.sqrt(x)))
+    below = tl.minimum((root * _SECOND).to(tl.int32), _SECOND - 1).to(tl.float32)
+    low = eighth_tile(below)
+    high = eighth_tile(below + 1.0)
+    up = x - low > (high - low) * (offsets.to(tl.float32) * _PER_OFFSET)
+    code = tl.maximum(below + tl.where(up, 1.0, 0.0), 1.0)
+    return tl.where(v > 0, code, 0.0).to(tl.uint8), scales
 
 
 @jit
-def relative_tile(x, UNIT: tl.constexpr):
-    """(bits of |x| / its group's scale * UNIT, scales)."""
+def relative_tile(x):
+    """(|x| / its group's largest, that)."""
     x = tl.abs(x)
     largest = tl.maximum(tl.max(x, 1), _SMALLEST)
-    inverse = tl.div_rn(tl.zeros_like(largest) + _TOP, largest)
-    return (x * inverse[:, None] * UNIT).to(tl.int32, bitcast=True), largest * _PER_TOP
+    inverse = tl.div_rn(tl.zeros_like(largest) + 1.0, largest)
+    return x * inverse[:, None], largest

@@ -94,7 +94,7 @@ def test_the_divisor_clips_and_the_skip_changes_nothing():
 
 
 def test_8_bit_moments_take_their_bytes_and_stay_near_exact_adamw():
-    """10.1 bytes a parameter with weight and gradient; after 50 steps the change is within 6% of exact AdamW's."""
+    """10.1 bytes a parameter with weight and gradient; after 50 steps the change is within 2% of exact AdamW's."""
     shapes = {"w": (256, 384), "norm": (384,)}
     start = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in shapes.items()}
     changes = {}
@@ -106,7 +106,7 @@ def test_8_bit_moments_take_their_bytes_and_stay_near_exact_adamw():
             optimizer.step(1e-3, ONE, NO)
         changes[format] = torch.cat([(params[name].detach() - start[name]).flatten() for name in shapes])
     error = (changes["fp32_8bit"] - changes["fp32"]).norm() / changes["fp32"].norm()
-    assert 0 < error < 0.06
+    assert 0 < error < 0.02
     held = sum(t.nbytes for name, t in optimizer.state().items() if name.endswith(".w")) + 2 * params["w"].nbytes
     assert held / params["w"].numel() == pytest.approx(10.0625)
     # Tensors of one dimension keep exact moments; their weights, of 3 at most, are off by an ulp or two.
