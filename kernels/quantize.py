@@ -36,9 +36,9 @@ step 300 of 1500.
     fourth, eighth, dither            2.1%   3.6%   8.3%     4.1%   8.1%      1.5%   3.7%      5.2%   8.5%
     cube, eighth, dither              1.8%   3.6%  10.7%     4.0%   8.8%      1.5%   5.6%      5.2%   8.6%
 
-The last three lines round first moments to nearest. This file, without a mean: 1.8%, 3.7% and 13% after 50 steps, 3.0%, 5.9% and
-18% after 200, where floats have 7.9%, 7.8% and 8.3%. With all first moments rounded to nearest, 37% at sigma 2 after 200, and an
-element of 5e-7 of its group's largest that moves 7 times as far as exact Adam's farthest.
+The last three lines round first moments to nearest. This file, without a mean: 1.8%, 3.7% and 13% after 50 steps, 3.0%,
+5.9% and 18% after 200, where floats have 7.9%, 7.8% and 8.3%. With all first moments rounded to nearest, 37% at sigma 2
+after 200, and an element of 5e-7 of its group's largest that moves 7 times as far as exact Adam's farthest.
 """
 
 from __future__ import annotations
