@@ -64,7 +64,7 @@ from skytrain.kernels.quantize import (
 FORMATS = ("fp32", "fp32_8bit", "split_8bit")
 GROUPS = 16
 """Groups a program takes: 16 elements for each of 128 threads, so that 8-bit codes fill a 128-bit access."""
-KINDS = ("weight", "remainder", "exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale")
+KINDS = ("weight", "remainder", "exp_avg", "exp_avg_sq", "exp_avg_max", "exp_avg_sq_max")
 FIELDS = len(KINDS) + 2
 """A row of the table: the address of each kind of tensor (0: there is none), number of elements, of columns."""
 
@@ -75,7 +75,7 @@ class AdamW:
     parameters: contiguous tensors on one device, fp32 or, for `split_8bit`, bf16 (the remainders start as 0). They are
     updated in place, and neither they (but for `rebind`) nor the states may move in memory. decays: each one's weight
     decay.
-    state: kind ("exp_avg", "exp_avg_sq"; with codes "exp_avg_scale", "exp_avg_sq_scale"; with split weights
+    state: kind ("exp_avg", "exp_avg_sq"; with codes "exp_avg_max", "exp_avg_sq_max"; with split weights
     "remainder") -> a tensor for each parameter, or None where it has none. Codes and remainders have the parameter's
     shape, scales [rows, ceil(columns / 128)], also where a shard is empty. With `steps` (fp32 scalar: the steps that
     were not skipped) that is all a checkpoint needs; loading writes into these tensors.
@@ -188,7 +188,7 @@ def _new_state(parameters: Sequence[Tensor], format: str) -> dict[str, list[Tens
             state[moment].append(torch.zeros_like(p, dtype=code if coded else torch.float32))
             if format != "fp32":
                 scales = p.new_zeros(scales_shape(p.shape), dtype=torch.float32) if coded else None
-                state.setdefault(f"{moment}_scale", []).append(scales)
+                state.setdefault(f"{moment}_max", []).append(scales)
     if format == "split_8bit":
         state["remainder"] = [torch.zeros_like(p, dtype=torch.int16) for p in parameters]
     return state
@@ -218,10 +218,10 @@ def _reference(number, weight, states, gradient, decay, scalars, numbers) -> Non
     rate, rest1, rest2, eps = numbers
     rate = torch.full_like(steps, rate)
     g = gradient.float() * divisor.reciprocal()
-    coded = "exp_avg_scale" in states
+    coded = "exp_avg_max" in states
     m, v = states["exp_avg"], states["exp_avg_sq"]
     if coded:
-        m, v = dequantize(m, states["exp_avg_scale"]), dequantize(v, states["exp_avg_sq_scale"])
+        m, v = dequantize(m, states["exp_avg_max"]), dequantize(v, states["exp_avg_sq_max"])
     w = join(weight, states["remainder"]) if "remainder" in states else weight
     m = m + (g - m) * rest1
     v = v + (g * g - v) * rest2
@@ -233,8 +233,8 @@ def _reference(number, weight, states, gradient, decay, scalars, numbers) -> Non
         new["weight"], new["remainder"] = split(w)
     if coded:
         offsets = dither(v.shape, number, steps)
-        new["exp_avg"], new["exp_avg_scale"] = quantize_first(m, offsets)
-        new["exp_avg_sq"], new["exp_avg_sq_scale"] = quantize_second(v, offsets)
+        new["exp_avg"], new["exp_avg_max"] = quantize_first(m, offsets)
+        new["exp_avg_sq"], new["exp_avg_sq_max"] = quantize_second(v, offsets)
     for kind, old in {"weight": weight, **states}.items():
         old.copy_(torch.where(skip > 0, old, new[kind]))
 

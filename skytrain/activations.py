@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 from torch.utils.checkpoint import checkpoint
 
 from skytrain.config import Activations
 from skytrain.model import CausalLM
-
-OPERATIONS = ("attention", "qkv", "o_proj", "gate", "up")
-"""What can be kept of a decoder layer besides its input, in the order it is made. attention: output and logsumexp;
-qkv: the queries, keys and values that attention reads; o_proj, gate, up: the outputs of these projections."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What one decoder layer holds from forward to backward; an operation in neither set is done again in backward."""
-
-    keep: frozenset[str] = frozenset()
-    """Of OPERATIONS: on the device."""
-    offload: frozenset[str] = frozenset()
-    """Of OPERATIONS and "input" (the layer's own input): in pinned host memory."""
 
 
 def apply(model: CausalLM, settings: Activations) -> None:

@@ -104,7 +104,7 @@ class Optimizer:
         for kind, tensors in self.coded.state.items():
             for (name, p), part in zip(self.parameters.items(), tensors):
                 if part is not None:
-                    shape = scales_shape(p.shape) if kind.endswith("_scale") else tuple(p.shape)
+                    shape = scales_shape(p.shape) if kind.endswith("_max") else tuple(p.shape)
                     self.moments[kind][name] = like(p, part, shape)
 
     def gradients(self) -> list[Tensor]:

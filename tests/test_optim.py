@@ -111,7 +111,10 @@ def test_8_bit_moments_take_their_bytes_and_stay_near_exact_adamw():
     assert held / params["w"].numel() == pytest.approx(10.0625)
     # Tensors of one dimension keep exact moments; their weights, of 3 at most, are off by an ulp or two.
     torch.testing.assert_close(changes["fp32_8bit"][-384:], changes["fp32"][-384:], rtol=0, atol=5e-7)
-    assert optimizer.state()["optim.exp_avg.norm"].dtype == torch.float32
+    state = optimizer.state()
+    assert state["optim.exp_avg.norm"].dtype == torch.float32
+    # Codes read with another meaning would be wrong in silence: a new one takes a new name, and the old is refused.
+    assert {"optim.exp_avg_max.w", "optim.exp_avg_sq_max.w"} < state.keys()
 
 
 def test_8_bit_moments_follow_weights_that_moved():

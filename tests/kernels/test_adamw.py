@@ -273,7 +273,7 @@ def test_state_is_sharded_like_the_parameter(format):
         assert [m.dtype for m in moments] == ([torch.int8, torch.uint8] if coded else [torch.float32] * 2)
         assert all(m.shape == shape for m in moments)
         if format != "fp32":
-            scales = state["exp_avg_scale"][i], state["exp_avg_sq_scale"][i]
+            scales = state["exp_avg_max"][i], state["exp_avg_sq_max"][i]
             rows = (*shape[:-1], -(-shape[-1] // GROUP)) if coded else None
             assert all(s.shape == rows and s.dtype == torch.float32 if coded else s is None for s in scales)
 
