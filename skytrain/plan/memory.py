@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skytrain.activations import Policy
+from skytrain.plan.policy import Policy
 from skytrain.config import Config
 from skytrain.kernels.linear_cross_entropy import chunk_rows
 from skytrain.kernels.quantize import GROUP

@@ -12,21 +12,27 @@ FSDP2's first step is another one (it finds out the order of the layers for its 
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skytrain import parallel
 from skytrain.config import Config
 from skytrain.model import Backends, CausalLM, ModelConfig
+from skytrain.optim import local
+from skytrain.plan.memory import Setting, state_bytes
 
 
 class LiveBytes(TorchDispatchMode):
@@ -41,7 +47,6 @@ class LiveBytes(TorchDispatchMode):
         self.workspace = workspace or {}
         self.now, self.peak, self.at = 0, 0, ""
         self.sizes: dict[int, int] = {}
-        self.log = []
 
     def watch(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -59,7 +64,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
     def note(self, extra: int, at: str) -> None:
-        self.log.append((self.now+extra, at))
         if self.now + extra > self.peak:
             self.peak, self.at = self.now + extra, at
 
@@ -89,3 +93,93 @@ class LiveBytes(TorchDispatchMode):
     def __exit__(self, *error):
         torch.UntypedStorage.resize_ = self.original
         return super().__exit__(*error)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Bytes of tensors on the first rank in the second step, the optimizer's states among them."""
+
+    peak: int
+    at: str
+    """The operation after which it stood."""
+    after_forward: int
+
+
+def trace(
+    config: Config, model: ModelConfig, *, ranks: int, tokens: int, adjust: Callable[[CausalLM], None] | None = None
+) -> Trace:
+    """One row of `tokens` targets a rank and two micro-batches a step. Raises RuntimeError where a process group is up.
+
+    adjust: is given the sharded model, for settings of FSDP2 that no recipe has.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("a trace needs a process group of its own: end the one that is up")
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    live = LiveBytes({"skytrain::linear_cross_entropy": _logits})
+    try:
+        world = _world(config, ranks)
+        with FakeTensorMode(), _quiet():
+            network = _network(config, model, world)
+            if adjust is not None:
+                adjust(network)
+            row = _row(tokens, model.vocab_size)
+            for micro_batch in range(2):  # of an untracked step
+                network(**row).backward()
+            _clear(network)
+            with live:
+                for parameter in network.parameters():
+                    live.watch(local(parameter))
+                after_forward = 0
+                for micro_batch in range(2):
+                    loss = network(**row)
+                    after_forward = live.now
+                    loss.backward()
+                    del loss
+    finally:
+        dist.destroy_process_group()
+    states = state_bytes(Setting.of(config, model, ranks, 2))["optimizer"]
+    return Trace(live.peak + states, live.at, after_forward + states)
+
+
+def _world(config: Config, ranks: int) -> parallel.World:
+    nodes = config.parallel.nodes
+    shape, names = ((nodes, ranks // nodes), ("replicate", "shard")) if nodes > 1 else ((ranks,), ("shard",))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return parallel.World(0, ranks, torch.device("cpu"), nodes, mesh)
+
+
+def _network(config: Config, model: ModelConfig, world: parallel.World) -> CausalLM:
+    """The model as a run shards it, uncompiled, with the CPU's back ends: their fake kernels save what the GPU's do."""
+    logits = getattr(torch, config.kernels.logits)
+    backends = Backends("reference", "reference", config.kernels.head_chunk_mib * 2**20, logits)
+    with torch.device("meta"):
+        network = CausalLM(model, backends)
+    parallel.shard(network, world, msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, compile=False)))
+    return network.to_empty(device="cpu")
+
+
+def _row(tokens: int, vocab: int) -> dict[str, Any]:
+    """One document, each of whose tokens is a target."""
+    numbers = torch.arange(tokens)
+    bounds = torch.tensor([0, tokens], dtype=torch.int32)
+    return {
+        "input_ids": numbers % vocab, "positions": numbers, "cu_seqlens": bounds, "max_seqlen": tokens,
+        "target_index": numbers, "labels": numbers % vocab,
+    }  # fmt: skip
+
+
+def _clear(network: CausalLM) -> None:
+    for parameter in network.parameters():
+        parameter.grad = None
+
+
+def _logits(hidden, weight, labels, coefficients, rows, logits_dtype, *_: Any) -> int:
+    """Bytes of one chunk of logits, as the custom operation allocates it."""
+    return min(rows, hidden.shape[0]) * -(-weight.shape[0] // 16) * 16 * logits_dtype.itemsize
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
