@@ -97,9 +97,22 @@ class Train(Section):
     """Of a collective operation."""
 
 
+OPERATIONS = ("attention", "qkv", "o_proj", "gate", "up")
+"""What can be kept of a decoder layer besides its input, in the order it is made. attention: output and logsumexp;
+qkv: the queries, keys and values that attention reads; o_proj, gate, up: the outputs of these projections."""
+
+
 class Activations(Section):
-    checkpoint: Literal["none", "full"] = "none"
-    """`full` keeps only each layer's input and recomputes the layer in backward."""
+    checkpoint: Literal["none", "full", "selective"] = "none"
+    """`none` keeps all that backward needs. `full` keeps only each layer's input and recomputes the layer in backward;
+    `selective` does too, but for the operations of `keep` and `offload`."""
+    keep: tuple[str, ...] = ()
+    """Operations (attention, qkv, o_proj, gate, up) whose outputs stay on the device."""
+    offload: tuple[str, ...] = ()
+    """Operations whose outputs, or `input` for the layer's input, wait in (on a GPU: pinned) host memory."""
+    budget_gib: float | Literal["auto"] | None = None
+    """In the place of `keep` and `offload`: what each layer holds is chosen by the seconds it saves a byte, so that a
+    rank uses at most this much device memory at the peak of a step, all counted. auto: the device's memory less 4 GB."""
 
 
 class Attention(Section):
@@ -147,6 +160,20 @@ class Log(Section):
     """Money so far is logged when it is given. In the user's currency."""
 
 
+class Plan(Section):
+    """What `skytrain plan` takes where nothing says it better: neither its options, nor a model folder or a data set at
+    the recipe's paths. A run has the real ones, and reads none of this."""
+
+    gpu: str = "h100-80gb"
+    """A row of the hardware table."""
+    gpus: int = 8
+    model: str | None = None
+    """A known model, as in qwen2.5-32b (skytrain/plan/models.toml)."""
+    documents: int | None = None
+    """Of an epoch; their lengths are drawn with this mean, the longest of batch.max_tokens."""
+    mean_tokens: int | None = None
+
+
 class Config(Section):
     run: Run
     model: Model
@@ -162,6 +189,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     export: Export = Export()
     log: Log = Log()
+    plan: Plan = Plan()
 
 
 # Settings from 1 up, and the most of each: beyond it they are a slip of the hand, and would overflow or never end.
@@ -174,6 +202,8 @@ COUNTS = {
     "train.timeout_seconds": 10**7,
     "kernels.head_chunk_mib": 2**20,
     "parallel.nodes": 2**20,
+    "plan.gpus": 2**20,
+    **dict.fromkeys(("plan.documents", "plan.mean_tokens"), 2**31 - 1),
 }
 PATHS = ("run.dir", "model.path", "data.path", "data.validation", "export.default_system")
 
@@ -280,8 +310,42 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             c.train.validate_every is None or c.data.validation is not None,
             "needs data.validation",
         ),
+        *_activation_checks(c.activations),
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
+    ]
+
+
+def _activation_checks(a: Activations) -> list[tuple[str, bool, str]]:
+    names = {"activations.keep": (a.keep, OPERATIONS), "activations.offload": (a.offload, ("input", *OPERATIONS))}
+    both = ", ".join(sorted(set(a.keep) & set(a.offload)))
+    budget = a.budget_gib
+    return [
+        *(
+            (key, set(given) <= set(known), f"names must be of {', '.join(known)}")
+            for key, (given, known) in names.items()
+        ),
+        *((key, len(given) == len(set(given)), "names must not be repeated") for key, (given, _) in names.items()),
+        *(
+            (key, a.checkpoint == "selective" or not given, 'needs activations.checkpoint = "selective"')
+            for key, (given, _) in names.items()
+        ),
+        ("activations.offload", not both, f"{both} cannot be in activations.keep as well"),
+        (
+            "activations.budget_gib",
+            budget is None or a.checkpoint == "selective",
+            'needs activations.checkpoint = "selective"',
+        ),
+        (
+            "activations.budget_gib",
+            budget in (None, "auto") or 0 < budget < 2**20,
+            'must be a number of GiB above 0, or "auto"',
+        ),
+        (
+            "activations.budget_gib",
+            budget is None or not (a.keep or a.offload),
+            "chooses what is kept: take out activations.keep and activations.offload",
+        ),
     ]
 
 

@@ -18,7 +18,6 @@ from skytrain import attention, checkpoint, config, flops, hf, optim, parallel, 
 from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
-from skytrain.data.packing import CostModel
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
 from skytrain.export import default_system, export, model_tensors, small_files
@@ -90,7 +89,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     check_folder(settings, resume=resume)
     model_config = hf.read_config(settings.model.path)
     backends = resolve_backends(settings, world.device)
-    cost = cost_model(model_config, settings.batch.max_tokens)
+    cost = flops.cost_model(model_config, settings.batch.max_tokens)
     data = open_data("data.path", settings.data.path, settings, model_config, world)
     planner = Planner(
         data.lengths, data.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
@@ -137,12 +136,6 @@ def resolve_backends(settings: Config, device: torch.device) -> Backends:
         settings.kernels.head_chunk_mib * 2**20,
         getattr(torch, settings.kernels.logits),
     )
-
-
-def cost_model(model: ModelConfig, max_tokens: int) -> CostModel:
-    """What the plan balances: FLOPs of a document, and 2% of a full row for what every micro-batch costs by itself."""
-    linear, quadratic = flops.flop_coefficients(model)
-    return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))
 
 
 def check_folder(settings: Config, *, resume: bool) -> None:

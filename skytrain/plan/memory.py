@@ -53,12 +53,27 @@ HOST_BYTES = 12
 
 
 @dataclass(frozen=True)
+class Sharding:
+    """What FSDP2 is told."""
+
+    ranks: int
+    """N: that share one copy of the weights."""
+    reshard: bool = True
+    """parallel.reshard_after_forward."""
+    last_layer: bool = True
+    """Whether the last layer's weights are freed after forward, too, and gathered again in backward."""
+    ends: bool = True
+    """Whether backward gathers the head's and the embedding's weights again."""
+    reduce_itemsize: int = 4
+    """Of a gradient while it is reduced."""
+
+
+@dataclass(frozen=True)
 class Setting:
     """Everything the memory of a step follows from."""
 
     model: ModelConfig
-    ranks: int
-    """That share one copy of the weights: FSDP's N."""
+    sharding: Sharding
     format: str
     policies: tuple[Policy | None, ...]
     """Of each layer; None keeps everything (no checkpoint)."""
@@ -69,19 +84,21 @@ class Setting:
     """b: of the compute dtype."""
     chunk_bytes: int = 2**29
     logits_itemsize: int = 4
-    reshard: bool = True
-    """parallel.reshard_after_forward."""
     moments: bool = True
     """AdamW; SGD has none."""
+
+    @property
+    def ranks(self) -> int:
+        return self.sharding.ranks
 
     @classmethod
     def of(cls, config: Config, model: ModelConfig, ranks: int, micro_batches: int) -> Setting:
         """ranks: of the whole run."""
         return cls(
-            model, ranks // config.parallel.nodes, config.optim.format, recipe_policies(config, model),
-            config.batch.max_tokens, micro_batches, 2 if config.train.dtype == "bfloat16" else 4,
-            config.kernels.head_chunk_mib * 2**20, 4 if config.kernels.logits == "float32" else 2,
-            config.parallel.reshard_after_forward, config.optim.name == "adamw",
+            model, Sharding(ranks // config.parallel.nodes, config.parallel.reshard_after_forward), config.optim.format,
+            recipe_policies(config, model), config.batch.max_tokens, micro_batches,
+            2 if config.train.dtype == "bfloat16" else 4, config.kernels.head_chunk_mib * 2**20,
+            4 if config.kernels.logits == "float32" else 2, config.optim.name == "adamw",
         )  # fmt: skip
 
 
