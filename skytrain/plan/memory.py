@@ -225,17 +225,21 @@ def moments(s: Setting) -> dict[str, dict[str, int]]:
     table, layer = padded([(c.vocab_size, c.hidden_size)], s.ranks), padded(layer_shapes(c), s.ranks)
     saved = [saved_bytes(s, policy) for policy in s.policies]
     always = state_bytes(s) | {"saved": s.tokens * 4 * c.head_dim}  # the rotary tables, fp32
-    whole = 0 if s.reshard else layer * s.itemsize * c.num_hidden_layers
-    if c.tie_word_embeddings:
-        whole += table * s.itemsize
-    found = {"optimizer": state_bytes(s), "head": _head(s, _plus(always, saved=sum(saved), gathered=whole), table)}
+    base = _plus(always, saved=sum(saved), gathered=_stays(s, c.num_hidden_layers, layer, table))
+    found = {"optimizer": state_bytes(s), "head": _head(s, base, table)}
     for i in reversed(range(c.num_hidden_layers)):
-        base = _plus(_grown(s, always, i), saved=sum(saved[:i]), gathered=whole)
-        if c.tie_word_embeddings:
-            base = _plus(base, in_flight=4 * table)
+        base = _plus(_grown(s, always, i), saved=sum(saved[:i]), gathered=_stays(s, i, layer, table))
         found[f"layer {i}"] = _layer(s, base, i, layer, table)
-    found["embedding"] = _embedding(s, _plus(_grown(s, always, -1), gathered=whole), layer, table)
+    found["embedding"] = _embedding(s, _plus(_grown(s, always, -1), gathered=_stays(s, 0, layer, table)), layer, table)
     return found
+
+
+def _stays(s: Setting, below: int, layer: int, table: int) -> int:
+    """Bytes of weights that are whole since forward while what lies over the first `below` layers is at work."""
+    last = below == s.model.num_hidden_layers and not s.sharding.last_layer
+    if s.sharding.reshard:
+        return s.itemsize * (layer * last + table * s.model.tie_word_embeddings)
+    return s.itemsize * (layer * below + table)
 
 
 def _plus(base: dict[str, int], **more: int) -> dict[str, int]:
@@ -255,11 +259,13 @@ def _grown(s: Setting, base: dict[str, int], layer: int) -> dict[str, int]:
     return base | {"gradients": base["gradients"] - each * below // s.ranks}
 
 
-def _reduction(s: Setting, elements: int) -> int:
-    """Bytes beside the gradients while they are reduced: input and output in fp32, then the shard's own dtype."""
-    gradient = FORMATS[s.format][1]
-    cast = gradient * elements // s.ranks if gradient != 4 else 0
-    return 4 * elements + 4 * elements // s.ranks + (4 * elements if s.ranks == 1 else 0) + cast
+def _reduction(s: Setting, elements: int, itemsize: int) -> int:
+    """Most bytes while gradients of `itemsize` are reduced: they and the buffer they are copied to; then, with them
+    freed, that buffer, the result, and the result in the shard's own dtype (one rank alone: a divided copy)."""
+    buffer, gradient = s.sharding.reduce_itemsize * elements, FORMATS[s.format][1]
+    cast = gradient * elements // s.ranks if gradient != s.sharding.reduce_itemsize else 0
+    copy = max(cast, buffer) if s.ranks == 1 else cast
+    return buffer + max(itemsize * elements, buffer // s.ranks + copy)
 
 
 def _gathering(s: Setting, elements: int) -> int:
@@ -273,42 +279,43 @@ def _head(s: Setting, base: dict[str, int], table: int) -> dict[str, int]:
     row = s.tokens * c.hidden_size * s.itemsize
     rows = chunk_rows(s.tokens, c.vocab_size, torch.float32 if s.logits_itemsize == 4 else torch.bfloat16, s.chunk_bytes)
     chunk = min(rows, s.tokens) * -(-c.vocab_size // 16) * 16 * s.logits_itemsize
-    # The final norm's input, d_hidden and dW stay until their backward.
-    base = _plus(base, head=2 * row + 4 * table, saved=_on_the_way(s))
-    weight = 0 if c.tie_word_embeddings else table * s.itemsize
-    forward = _plus(base, head=row + chunk, gathered=weight + (0 if c.tie_word_embeddings else _gathering(s, table)))
+    # The final norm's input and d_hidden stay until their backward, dW until it is reduced.
+    base = _plus(base, head=2 * row, saved=_on_the_way(s))
     if c.tie_word_embeddings:
-        return forward
-    return _highest(forward, _plus(base, in_flight=_reduction(s, table)))
+        return _plus(base, head=4 * table + row + chunk)
+    forward = _plus(base, head=4 * table + row + chunk, gathered=table * s.itemsize + _gathering(s, table))
+    return _highest(forward, _plus(base, in_flight=_reduction(s, table, 4)))
 
 
 def _layer(s: Setting, base: dict[str, int], i: int, layer: int, table: int) -> dict[str, int]:
     """The highest moment of the backward of layer i."""
-    c, b = s.model, s.itemsize
+    c, b, reduced = s.model, s.itemsize, s.sharding.reduce_itemsize
     row, inner = s.tokens * c.hidden_size * b, s.tokens * c.intermediate_size * b
-    below = layer if i > 0 else (0 if c.tie_word_embeddings else table)
-    above = 4 * layer if i < c.num_hidden_layers - 1 else 4 * s.ranks * -(-c.hidden_size // s.ranks)
+    norm = padded([(c.hidden_size,)], s.ranks)
+    above = reduced * (layer if i < c.num_hidden_layers - 1 else norm)
+    below = layer if i > 0 else table * (s.sharding.ends and not c.tie_word_embeddings)
     ahead = offloaded_bytes(s, s.policies[i - 1]) if i > 0 else 0
-    base = _plus(base, saved=ahead)
-    if s.reshard:
-        base = _plus(base, gathered=_gathering(s, below))
-    own = layer * b if s.reshard else 0
+    base = _plus(base, saved=ahead, gathered=_gathering(s, below) if s.sharding.reshard else 0)
+    if c.tie_word_embeddings:
+        base = _plus(base, in_flight=4 * table)
     down = c.hidden_size * c.intermediate_size * b
     read = s.tokens * _read_bytes(s, s.policies[i])
-    mlp = _plus(base, gathered=own, in_flight=above + down, backward=read + 5 * inner + row)
-    end = _plus(base, gathered=own, in_flight=above + layer * b, backward=5 * row)
-    reduce = _plus(base, in_flight=layer * b + _reduction(s, layer), backward=row)
+    mlp = _plus(base, gathered=layer * b, in_flight=above + down, backward=read + 5 * inner + row)
+    end = _plus(base, gathered=layer * b, in_flight=above + layer * b, backward=5 * row)
+    reduce = _plus(base, in_flight=_reduction(s, layer, b), backward=row)
     return _highest(mlp, end, reduce)
 
 
 def _embedding(s: Setting, base: dict[str, int], layer: int, table: int) -> dict[str, int]:
-    c, row = s.model, s.tokens * s.model.hidden_size * s.itemsize
+    c, b, row = s.model, s.itemsize, s.tokens * s.model.hidden_size * s.itemsize
+    above = s.sharding.reduce_itemsize * layer
     if c.tie_word_embeddings:
-        # The embedding's own gradient, widened, is added to the head's; then both are one, and are reduced.
-        added = _plus(base, in_flight=table * (8 + s.itemsize) + 4 * layer, backward=row)
-        return _highest(added, _plus(base, in_flight=4 * table + _reduction(s, table)))
-    made = _plus(base, gathered=table * s.itemsize, in_flight=table * s.itemsize + 4 * layer, backward=row)
-    return _highest(made, _plus(base, in_flight=table * s.itemsize + _reduction(s, table)))
+        # The embedding's own gradient, widened, the head's and their sum; then the sum alone is reduced.
+        added = _plus(base, in_flight=12 * table + above, backward=row)
+        return _highest(added, _plus(base, in_flight=_reduction(s, table, 4)))
+    again = table * b if s.sharding.ends and s.sharding.reshard else 0
+    made = _plus(base, gathered=again, in_flight=table * b + above, backward=row)
+    return _highest(made, _plus(base, in_flight=_reduction(s, table, b)))
 
 
 def _on_the_way(s: Setting) -> int:
