@@ -6,6 +6,7 @@ import argparse
 
 from skytrain import __version__, export_command
 from skytrain.errors import exit_on_user_error
+from skytrain.plan import command as plan_command
 from skytrain.prep import tokenize
 
 
@@ -16,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
     tokenize.register(stages)
+    plan_command.register(commands)
     export_command.register(commands)
     return top
 

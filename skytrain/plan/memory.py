@@ -38,6 +38,7 @@ from skytrain.kernels.linear_cross_entropy import chunk_rows
 from skytrain.kernels.quantize import GROUP
 from skytrain.model import ModelConfig
 
+Policies = tuple[Policy | None, ...]
 GIB = 2**30
 NCCL_BYTES = 2 * GIB
 """Of NCCL's channels, where there is more than one rank: 1 to 2 GiB are seen on one node."""
@@ -75,7 +76,7 @@ class Setting:
     model: ModelConfig
     sharding: Sharding
     format: str
-    policies: tuple[Policy | None, ...]
+    policies: Policies
     """Of each layer; None keeps everything (no checkpoint)."""
     tokens: int
     """T: of the fullest row."""
@@ -92,18 +93,21 @@ class Setting:
         return self.sharding.ranks
 
     @classmethod
-    def of(cls, config: Config, model: ModelConfig, ranks: int, micro_batches: int) -> Setting:
-        """ranks: of the whole run."""
+    def of(
+        cls, config: Config, model: ModelConfig, ranks: int, micro_batches: int, policies: Policies | None = None
+    ) -> Setting:
+        """ranks: of the whole run; policies: the recipe's own, if they are not given."""
+        policies = policies or recipe_policies(config, model)
         return cls(
             model, Sharding(ranks // config.parallel.nodes, config.parallel.reshard_after_forward), config.optim.format,
-            recipe_policies(config, model), config.batch.max_tokens, micro_batches,
+            policies, config.batch.max_tokens, micro_batches,
             2 if config.train.dtype == "bfloat16" else 4, config.kernels.head_chunk_mib * 2**20,
             4 if config.kernels.logits == "float32" else 2, config.optim.name == "adamw",
         )  # fmt: skip
 
 
-def recipe_policies(config: Config, model: ModelConfig) -> tuple[Policy | None, ...]:
-    """Of each layer, as the recipe's [activations] say."""
+def recipe_policies(config: Config, model: ModelConfig) -> Policies:
+    """Of each layer, as the recipe's [activations] say (budget_gib apart: choice.py)."""
     settings = config.activations
     if settings.checkpoint == "none":
         one = None
