@@ -45,9 +45,7 @@ def fits(s: Setting, policies: Policies, budget: int) -> bool:
     return plan_memory(replace(s, policies=policies)).total <= budget
 
 
-def _candidates(
-    s: Setting, budget: int, packed: Packed, device: Device | None, compiled: bool
-) -> Iterator[Policies]:
+def _candidates(s: Setting, budget: int, packed: Packed, device: Device | None, compiled: bool) -> Iterator[Policies]:
     layers, ranked = s.model.num_hidden_layers, rank(s, packed, device)
     yield (None,) * layers
     yield _keep(s, (Policy(),) * layers, ranked, budget)

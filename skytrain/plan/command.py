@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
         console.width = 120
     report.show(console, one, report.sources(one, named, drawn), others)
     if traced is not None:
-        print(f"traced: {traced / hardware.GIB:.2f} GiB of tensors at the peak, planned {one.memory.live / hardware.GIB:.2f}")
+        print(
+            f"traced: {traced / hardware.GIB:.2f} GiB of tensors at the peak, planned {one.memory.live / hardware.GIB:.2f}"
+        )
 
 
 def _trace(settings: config.Config, one: object) -> int:

@@ -148,9 +148,7 @@ def peak_flops(device_name: str) -> float | None:
 
 def cpu_name(ranks: int) -> str:
     """What a CPU is called here: its ranks share it, so their number belongs to it."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown"
-    )
+    model = next((line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
     return f"CPU {model}, {len(os.sched_getaffinity(0))} cores, {ranks} rank{'s' if ranks > 1 else ''}"
 
 

@@ -281,7 +281,9 @@ def _head(s: Setting, base: dict[str, int], table: int) -> dict[str, int]:
     """In forward, with a chunk of logits, or in backward, at the reduction. All tokens are taken for targets."""
     c = s.model
     row = s.tokens * c.hidden_size * s.itemsize
-    rows = chunk_rows(s.tokens, c.vocab_size, torch.float32 if s.logits_itemsize == 4 else torch.bfloat16, s.chunk_bytes)
+    rows = chunk_rows(
+        s.tokens, c.vocab_size, torch.float32 if s.logits_itemsize == 4 else torch.bfloat16, s.chunk_bytes
+    )
     chunk = min(rows, s.tokens) * -(-c.vocab_size // 16) * 16 * s.logits_itemsize
     # The final norm's input and d_hidden stay until their backward, dW until it is reduced.
     base = _plus(base, head=2 * row, saved=_on_the_way(s))

@@ -101,7 +101,9 @@ class Pace:
         self.forward_copy, self.backward_copy = self._copy(self.layer, b), self._copy(self.layer, again, b)
         self.forward_link, self.backward_link = self._link(self.layer * b), self._link(self.layer * again)
         self.backward_link += self._reduce(self.layer)
-        self.ends_copy = 2 * self._copy(self.table, ends, 3 * b // 2)  # the head's gradient is fp32, the embedding's not
+        self.ends_copy = 2 * self._copy(
+            self.table, ends, 3 * b // 2
+        )  # the head's gradient is fp32, the embedding's not
         self.head_link = self._link(self.table * ends) + self._reduce(self.table)
         self.embedding_link = self.head_link
         if c.tie_word_embeddings:

@@ -154,7 +154,9 @@ def _network(config: Config, model: ModelConfig, world: parallel.World) -> Causa
     backends = Backends("reference", "reference", config.kernels.head_chunk_mib * 2**20, logits)
     with torch.device("meta"):
         network = CausalLM(model, backends)
-    parallel.shard(network, world, msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, compile=False)))
+    parallel.shard(
+        network, world, msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, compile=False))
+    )
     return network.to_empty(device="cpu")
 
 

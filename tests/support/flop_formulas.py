@@ -17,7 +17,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *_: Any, out_
     return int((2 * 2 * q.shape[1] * q.shape[2] * _lengths(cu_seqlens).square() / 2).sum())
 
 
-def attention_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out, lse, cu_seqlens: Tensor, *_: Any, **__: Any):
+def attention_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out, lse, cu_seqlens: Tensor, *_: Any, **__: Any
+):
     """Four products: the gradients of both operands of both. (That a kernel makes the scores anew is no work of the
     model's.)"""
     return 2 * attention(q, k, v, cu_seqlens)
@@ -27,7 +29,9 @@ def linear_in_fp32(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 
-def linear_in_fp32_backward(d_out, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, *_: Any, **__: Any) -> int:
+def linear_in_fp32_backward(
+    d_out, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, *_: Any, **__: Any
+) -> int:
     return (need_x + need_weight) * 2 * x.numel() * weight.shape[0]
 
 

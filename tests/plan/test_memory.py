@@ -1,0 +1,149 @@
+"""The arithmetic of memory: against FSDP2's step in a trace, against what the CPU's allocator holds in a real step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from runs import random_documents, settings, start, write_data
+from tiny_models import write_tiny_model
+from timing import peak_bytes
+
+from skytrain import config
+from skytrain.hf import read_config
+from skytrain.optim import local
+from skytrain.plan.memory import Setting, Sharding, parameters, plan_memory, saved_bytes, state_bytes
+from skytrain.plan.policy import Policy
+from skytrain.plan.trace import trace
+from skytrain.plan.workload import known_models
+from skytrain.trainer import train_step
+
+LARGE = known_models()["qwen2.5-32b"]
+GIB = 2**30
+
+
+def recipe(tokens: int, **sections) -> config.Config:
+    base = {"run": {"dir": "x"}, "model": {"path": "x"}, "data": {"path": "x"}}
+    base["batch"] = {"documents": 96, "max_tokens": tokens}
+    return config._resolve(base | sections, "test")
+
+
+def planned(c: config.Config, model, ranks: int, **sharding) -> int:
+    s = Setting.of(c, model, ranks, 2)
+    return plan_memory(replace(s, sharding=replace(s.sharding, **sharding))).live
+
+
+def cut(layers: int, **changes):
+    return replace(LARGE, num_hidden_layers=layers, **changes)
+
+
+@pytest.mark.parametrize(
+    ("format", "checkpoint", "tokens"),
+    [("fp32", "full", 4096), ("fp32_8bit", "full", 16384), ("fp32_8bit", "none", 4096)],
+)
+def test_the_32b_on_8_ranks_is_within_1_percent_of_its_trace(format, checkpoint, tokens):
+    """4 of its 64 layers: with all of them the two agree to 0.01% (LOG.md), and the peak is affine in their number."""
+    c = recipe(tokens, optim={"format": format}, activations={"checkpoint": checkpoint})
+    traced = trace(c, cut(4), ranks=8, tokens=tokens).peak
+    assert planned(c, cut(4), 8) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_shardings_are_within_3_percent_of_their_trace(ranks, tied, dtype):
+    c = recipe(2048, train={"dtype": dtype})
+    model = cut(2, tie_word_embeddings=tied)
+    assert planned(c, model, ranks) == pytest.approx(trace(c, model, ranks=ranks, tokens=2048).peak, rel=0.03)
+
+
+@pytest.mark.parametrize("tokens", [512, 16384])
+@pytest.mark.parametrize("reshard", [False, True])
+def test_what_fsdp_is_told_is_within_3_percent_of_its_trace(tokens, reshard):
+    """Weights that stay for backward: all, or the last layer's; and head and embedding that are not gathered again."""
+    c = recipe(tokens, parallel={"reshard_after_forward": reshard})
+
+    def adjust(network) -> None:
+        network.model.layers[-1].set_reshard_after_forward(False)
+        for module in (network.lm_head, network.model.embed_tokens):
+            module.set_unshard_in_backward(False)
+
+    model = replace(cut(2), intermediate_size=4096)
+    traced = trace(c, model, ranks=8, tokens=tokens, adjust=adjust).peak
+    assert planned(c, model, 8, last_layer=False, ends=False) == pytest.approx(traced, rel=0.03)
+
+
+def test_a_trace_needs_its_own_process_group_and_leaves_none():
+    c = recipe(64)
+    model = cut(1, vocab_size=320, hidden_size=64, intermediate_size=64, head_dim=2)
+    trace(c, model, ranks=2, tokens=64)
+    assert not torch.distributed.is_initialized()
+
+
+def measured(c: config.Config) -> tuple[int, int, int]:
+    """(peak bytes of tensors on this rank in a step, tokens of its longest row, micro-batches)."""
+    run = start(c)
+    step = run.feed[0]
+    held = sum(local(tensor).nbytes for tensor in run.state().values())
+    delta = peak_bytes(lambda: train_step(run, step, 1e-3), torch.device("cpu"))
+    return held + delta, max(len(row.input_ids) for row in step.rows), len(step.rows)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "checkpoint", "format"),
+    [(1, "none", "fp32"), (1, "full", "fp32"), (2, "none", "fp32_8bit"), (2, "full", "fp32")],
+)
+def test_a_tiny_model_is_within_10_percent_of_its_measured_peak(tmp_path, ranks, checkpoint, format):
+    """In fp32: to multiply in bf16 a CPU makes wider copies inside of the operations, which a GPU does not."""
+    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "vocab_size": 600}
+    model = write_tiny_model(tmp_path / "model", **shape)
+    documents = random_documents(4 * ranks, vocab=300, shortest=250, longest=350)
+    data = write_data(tmp_path / "data", documents, model)
+    c = settings(
+        model, data, tmp_path / "run", batch__documents=4 * ranks, batch__max_tokens=700, optim__format=format,
+        activations__checkpoint=checkpoint, kernels__head_chunk_mib=1,
+    )  # fmt: skip
+    # In processes of their own, so that nothing is freed in the step that was made before it.
+    peak, tokens, micro_batches = run_ranks(ranks, measured, c)[0]
+    s = replace(Setting.of(c, read_config(model), ranks, micro_batches), tokens=tokens)
+    assert micro_batches == 2
+    assert plan_memory(s).live == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("format", "bytes_each"), [("fp32", 16), ("fp32_8bit", 10.06), ("split_8bit", 8.06), ("host", 4)]
+)
+def test_bytes_of_a_parameter_are_the_contracts(format, bytes_each):
+    s = Setting(LARGE, Sharding(8), format, (Policy(),) * 64, 1)
+    assert sum(state_bytes(s).values()) * 8 / parameters(LARGE) == pytest.approx(bytes_each, rel=0.002)
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_known_models_have_their_published_size(name):
+    import tomllib
+    from pathlib import Path
+
+    import skytrain.plan.workload as workload
+
+    table = tomllib.loads(Path(workload.__file__).with_name("models.toml").read_text())["models"]
+    published = table[name]["parameters"]
+    # Stated in two or three digits; Qwen's "32.5B" is 32.76.
+    assert parameters(known_models()[name]) / 1e9 == pytest.approx(published, rel=0.013)
+
+
+def test_held_activations_of_the_32b_are_those_of_the_issue():
+    """GB over 64 layers at 16,384 tokens: 10.7 for the inputs, 21.6 with attention, 36.7 with q, k, v, 163 with gate, up
+    (which the issue counts without what o_proj made)."""
+    names = [set(), {"attention"}, {"attention", "qkv"}, {"attention", "qkv", "gate", "up", "o_proj"}]
+    s = Setting(LARGE, Sharding(8), "fp32", (Policy(),) * 64, 16384)
+    gigabytes = [64 * saved_bytes(s, Policy(frozenset(keep))) / 1e9 for keep in names]
+    assert np.allclose(gigabytes, [10.74, 21.64, 36.67, 163.4], rtol=0.001)
+
+
+def test_offloaded_values_are_in_host_memory_and_on_their_way():
+    s = Setting(LARGE, Sharding(8), "fp32_8bit", (Policy(frozenset({"attention"})),) * 64, 16384)
+    kept, moved = plan_memory(s), plan_memory(replace(s, policies=(Policy(offload=frozenset({"attention"})),) * 64))
+    a_layer = 16384 * (5120 * 2 + 40 * 4)
+    assert moved.host == 64 * a_layer
+    assert kept.kinds["saved"] - moved.kinds["saved"] >= 60 * a_layer
