@@ -112,7 +112,7 @@ class Activations(Section):
     """Operations whose outputs, or `input` for the layer's input, wait in (on a GPU: pinned) host memory."""
     budget_gib: float | Literal["auto"] | None = None
     """In the place of `keep` and `offload`: what each layer holds is chosen by the seconds it saves a byte, so that a
-    rank uses at most this much device memory at the peak of a step, all counted. auto: the device's memory less 4 GB."""
+    rank uses at most so much device memory at the peak of a step, all counted. auto: the device's memory less 4 GB."""
 
 
 class Attention(Section):

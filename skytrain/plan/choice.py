@@ -1,8 +1,8 @@
 """What each layer holds from forward to backward, chosen: the least time within a budget of device memory.
 
-Candidates are few, and each is filled by one rule: operations in the order of the seconds that holding them saves a byte,
-each in as many of the last layers as the budget allows. A kept operation costs memory; an offloaded one costs what is on
-its way, and may take no longer to move than the layer computes. Then the candidate with the shortest step is taken.
+Candidates are few, and each is filled by one rule: operations in the order of the seconds that holding them saves a
+byte, each in as many of the last layers as the budget allows. A kept operation costs memory; an offloaded one costs what
+is on its way, and may take no longer to move than the layer computes. The candidate with the shortest step is taken.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _hidden_bytes(s: Setting, packed: Packed, device: Device) -> float:
     full = packed.tokens.flat[row : row + 1], packed.squares.flat[row : row + 1]
     parts = Pace(replace(s, policies=(None,) * len(s.policies)), device).micro_batch(*full)
     seconds = (parts["matmul"] / 3 + parts["attention"] / 3.5).item() / len(s.policies)
-    return seconds * device.host_link_rate
+    return seconds * device.offload_rate
 
 
 def _within(sizes: dict[str, int], order: tuple[str, ...], most: float) -> list[str]:

@@ -14,8 +14,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "plan",
         help="forecast memory, hours and money of a recipe",
-        description="Says what a run will take: memory of a GPU by kind and whether it fits, seconds of a step by kind, "
-        "hours, tokens/s, MFU and money; and what else could be set. Needs no GPU, no model and no data: see [plan] in "
+        description="Says what a run will take: memory of a GPU by kind and whether it fits, seconds of a step by "
+        "kind, hours, tokens/s, MFU and money; and what else could be set. Needs no GPU, no model and no data: see [plan] in "
         "the recipes.",
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="TOML recipe, as for training")
@@ -64,9 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         console.width = 120
     report.show(console, one, report.sources(one, named, drawn), others)
     if traced is not None:
-        print(
-            f"traced: {traced / hardware.GIB:.2f} GiB of tensors at the peak, planned {one.memory.live / hardware.GIB:.2f}"
-        )
+        gib = hardware.GIB
+        print(f"traced: {traced / gib:.2f} GiB of tensors at the peak, planned {one.memory.live / gib:.2f}")
 
 
 def _trace(settings: config.Config, one: object) -> int:

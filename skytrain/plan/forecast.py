@@ -79,7 +79,7 @@ def _budgeted(config: Config, s: Setting, packed: Packed, device: Device | None)
     if found is None:
         least = plan_memory(replace(s, policies=(Policy(),) * len(s.policies))).total
         raise UserError(
-            f"activations.budget_gib = {asked!r}: a step takes {least / GIB:.1f} GiB with nothing but layer inputs kept, "
+            f"activations.budget_gib = {asked!r}: a step takes {least / GIB:.1f} GiB with layer inputs alone kept, "
             f"and the budget is {budget / GIB:.1f}; use a smaller optim.format, shorter rows or more GPUs"
         )
     return found

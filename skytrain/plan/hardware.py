@@ -78,6 +78,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.host_memory_gbs * 1e9 * self.efficiency.host_memory
 
     @property
+    def offload_rate(self) -> float:
+        """Between device and host, one way, while all GPUs of a node do it: each value is written and read there."""
+        return min(self.host_link_rate, self.host_memory_rate)
+
+    @property
     def network_rate(self) -> float:
         return self.network_gbs * 1e9 * self.efficiency.network
 

@@ -1,23 +1,27 @@
 """Memory a GPU needs at the peak of a step, by arithmetic on shapes: what FSDP2, autograd and the optimizer hold.
 
 Symbols: T tokens a row, h hidden size, q and k the widths of all queries and of all keys, I the MLP's width, V the
-vocabulary, b bytes of a computed value (2 in bf16), N ranks that share the weights, P parameters of a layer.
+vocabulary, b bytes of a computed value (2 in bf16), r bytes of a gradient as it is reduced (4), N ranks that share the
+weights, P parameters of a layer.
 
 All the time a rank holds its shards: weights, gradients and optimizer states, P / N each (`state_bytes`). With more
 than one micro-batch a step the gradients of the first are there while the second runs; with one they grow as backward
 goes on. The rest comes and goes; these are the moments that can be the highest:
 
-head        All saved activations; dW of the head (4 V h) and d_hidden, which the fused head makes in forward; the head's
-            weight gathered (V h b), the buffer it was gathered in (V h b), a chunk of logits. In its backward the
-            reduction's fp32 input (4 V h) and output (4 V h / N) stand beside dW.
-layer i     What the layers below have saved; the layer's weights (P b), the buffer in which those of layer i - 1 are
-            being gathered (P b: FSDP2 prefetches), and the fp32 input of the reduction of layer i + 1 (4 P), which lives
-            until layer i has its own. Over this, the higher of three:
-              MLP     all that the layer's backward reads, and at the SwiGLU gate, up, their gradients and d_act (5 T I b)
-              end     all gradients of the layer's weights (P b), a few rows of width h
-              reduce  gradients (P b), the reduction's input (4 P) and output (4 P / N); the weights are free again
+head        All saved activations; d_hidden and the head's fp32 gradient (4 V h), which the fused head makes in
+            forward; its gathered weight (b V h), the buffer it was gathered in (b V h), a chunk of logits. In its
+            backward the gradient's reduction.
+layer i     What the layers below have saved; the layer's weights (b P), the buffer in which those of layer i - 1 are
+            being gathered (b P: FSDP2 prefetches), and the input of the reduction of layer i + 1 (r P), which lives
+            until layer i has its own. Over this, the highest of three:
+              MLP     all that the layer's backward reads, and at the SwiGLU gate, up, their gradients and d_act
+                      (5 b I T)
+              end     all gradients of the layer's weights (b P), a few rows of width h
+              reduce  the weights are free again; the layer's gradients are reduced
 embedding   The same with the embedding's P = V h, when nothing is saved any more.
 optimizer   The shards alone: our kernels and torch's fused ones update in place.
+
+A reduction holds gradients and its input (r P) while the one is copied to the other, then input and output (r P / N).
 
 One rank alone gathers nothing and has no buffer for it, but FSDP2 still copies the weights to the compute dtype, and
 divides the reduction's input into a temporary of its size. A tied embedding belongs to the root: it stays gathered for
@@ -32,11 +36,11 @@ from dataclasses import dataclass
 
 import torch
 
-from skytrain.plan.policy import Policy
 from skytrain.config import Config
 from skytrain.kernels.linear_cross_entropy import chunk_rows
 from skytrain.kernels.quantize import GROUP
 from skytrain.model import ModelConfig
+from skytrain.plan.policy import Policy
 
 Policies = tuple[Policy | None, ...]
 GIB = 2**30

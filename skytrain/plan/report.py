@@ -19,8 +19,8 @@ def sources(one: Forecast, model: str, data: str) -> list[str]:
     lines = [
         f"model {model}: {parameters(s.model):,} parameters",
         f"data {data}",
-        f"{packed.steps:,} steps, {packed.run_tokens / 1e6:,.1f} M tokens, up to {packed.micro_batches} micro-batches a "
-        f"step, rows of up to {packed.fullest:,} tokens",
+        f"{packed.steps:,} steps, {packed.run_tokens / 1e6:,.1f} M tokens, up to {packed.micro_batches} micro-batches "
+        f"a step, rows of up to {packed.fullest:,} tokens",
         f"{s.format} on {one.gpus} x {one.device.id if one.device else 'a device that the hardware table lacks'}, "
         f"each layer holds: {told(s.policies)}",
     ]
@@ -50,7 +50,7 @@ def memory_line(one: Forecast) -> str:
 def time_line(one: Forecast) -> str:
     t = one.timing
     if t is None:
-        return "time not planned: the hardware table has no rates of this device in train.dtype (--calibrate measures them)"
+        return "time not planned: the hardware table has no rates of this device in train.dtype; see --calibrate"
     money = "" if one.money is None else f", money {one.money:,.2f}"
     return (
         f"{t.step:.3g} s a step, {t.hours:.3g} h, {t.tokens_per_s:,.0f} tokens/s "

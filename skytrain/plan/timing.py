@@ -3,8 +3,8 @@
 For a row of T tokens whose documents' lengths have the squares' sum S, a layer with P weights in its products, h, q, k
 and I the widths of the stream, of all queries, of all keys and of the MLP, and b bytes a value:
 
-forward     products 2 P T at the matmul rate; attention 2 q S (causal: half of 4 q L^2) at the attention rate; traffic of
-            what is no product at the memory's rate (`_forward_values`); copying the gathered weights into place
+forward     products 2 P T at the matmul rate; attention 2 q S (causal: half of 4 q L^2) at the attention rate; traffic
+            of what is no product at the memory's rate (`_forward_values`); copying the gathered weights into place
 backward    products 4 P T; attention 5 q S (5 products where forward has 2: it makes the scores again); traffic; what
             the policy does again; copies of gathered weights and of gradients into the reduction's buffer
 beside it   gathering the weights in both passes, reducing the gradients in backward; moving offloaded values to the
@@ -139,7 +139,7 @@ class Pace:
             again_products, again_squares = recomputed_flops(c, policy)
             again = tokens * (again_products / d.matmul_rate) + again_squares * squares / d.attention_rate
             again = again + (0.0 if policy is None else forward[1])
-            moved = offloaded_bytes(s, policy) / s.tokens * tokens / d.host_link_rate
+            moved = offloaded_bytes(s, policy) / s.tokens * tokens / d.offload_rate
             first = forward[0] + squared + forward[1] + self.forward_copy
             second = 2 * forward[0] + 2.5 * squared + backward_traffic + again + self.backward_copy
             for compute, link in ((first, self.forward_link), (second, self.backward_link)):

@@ -123,14 +123,14 @@ def trace(
             if adjust is not None:
                 adjust(network)
             row = _row(tokens, model.vocab_size)
-            for micro_batch in range(2):  # of an untracked step
+            for _micro_batch in range(2):  # of an untracked step
                 network(**row).backward()
             _clear(network)
             with live:
                 for parameter in network.parameters():
                     live.watch(local(parameter))
                 after_forward = 0
-                for micro_batch in range(2):
+                for _micro_batch in range(2):
                     loss = network(**row)
                     after_forward = live.now
                     loss.backward()

@@ -1,4 +1,4 @@
-"""Formulas of our custom operations for torch's FlopCounterMode, which counts 0 for an operation that it does not know."""
+"""Formulas of our custom operations for torch's FlopCounterMode, which counts 0 for what it does not know."""
 
 from __future__ import annotations
 
