@@ -362,11 +362,12 @@ def dumps(config: Config) -> str:
     """The settings as TOML that `load` reads back to an equal `Config`."""
     lines = []
     for section, table in msgspec.to_builtins(config).items():
-        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+        lines += [f"[{section}]", *(f"{key} = {toml(value)}" for key, value in table.items()), ""]
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A setting as TOML."""
     if value is None:
         return '"none"'
     if isinstance(value, float):

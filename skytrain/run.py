@@ -26,6 +26,8 @@ from skytrain.kernels.backend import resolve
 from skytrain.locks import lock
 from skytrain.model import Backends, CausalLM, ModelConfig
 from skytrain.parallel import World
+from skytrain.plan import in_run
+from skytrain.plan.forecast import Forecast
 
 
 class Guard:
@@ -63,6 +65,8 @@ class Run:
     validation: Feed | None
     default_system: str | None
     backends: Backends
+    plan: Forecast
+    """What it will take."""
     done: int = 0
     lock: int | None = None
     """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
@@ -96,6 +100,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
         epochs=settings.train.epochs, max_steps=settings.train.max_steps,
     )  # fmt: skip
+    plan = in_run.planned(settings, model_config, data.lengths, world)
     validation = None
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)
@@ -121,7 +126,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
     )
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
+    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends, plan)
 
 
 def resolve_backends(settings: Config, device: torch.device) -> Backends:
@@ -277,6 +282,7 @@ def describe(run: Run) -> list[str]:
         f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
         f"attention {run.backends.attention}, kernels {run.backends.kernels}, torch {torch.__version__}",
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
+        *in_run.lines(run.plan),
     ]
     longest = int(run.feed.dataset.lengths.max())
     if longest > model.config.max_position_embeddings:

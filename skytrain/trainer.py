@@ -21,6 +21,7 @@ from skytrain.errors import UserError
 from skytrain.feed import Feed, Step
 from skytrain.metrics import Metrics
 from skytrain.model import CausalLM
+from skytrain.plan import in_run
 from skytrain.run import Run, begin, document_lengths, prepare, save, write_export
 
 
@@ -74,6 +75,10 @@ def loop(run: Run, lines: list[str]) -> None:
     # Outside the loop, so that a run that was ended between its last checkpoint and its export still makes it.
     if c.export.at_end:
         metrics.say(f"exported to {write_export(run)}")
+    if (measured := metrics.typical()) is not None:
+        numbers, text = in_run.compared(run.plan, measured)
+        metrics.write({"step": total, **numbers})
+        metrics.say(text)
     metrics.say(f"done: {total} steps, checkpoint in {run.folder / 'checkpoints'}")
     metrics.close()
     run.feed.close()

@@ -1,8 +1,8 @@
 """What each layer holds from forward to backward, chosen: the least time within a budget of device memory.
 
 Candidates are few, and each is filled by one rule: operations in the order of the seconds that holding them saves a
-byte, each in as many of the last layers as the budget allows. A kept operation costs memory; an offloaded one costs what
-is on its way, and may take no longer to move than the layer computes. The candidate with the shortest step is taken.
+byte, each in as many of the last layers as the budget allows. A kept operation costs memory; an offloaded one costs
+what is on its way, and may take no longer to move than the layer computes. The candidate with the shortest step is taken.
 """
 
 from __future__ import annotations

@@ -10,10 +10,14 @@ import os
 import re
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from skytrain.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 GPUS_A_NODE = 8
@@ -104,12 +108,20 @@ def user_file() -> Path:
 def devices() -> list[Device]:
     """All rows, the user's first. UserError for a user's file that cannot be read."""
     own = user_file()
-    shipped = _read(Path(__file__).with_name("hardware.toml"), None)
-    return (_read(own, shipped[0].efficiency) if own.exists() else []) + shipped
+    return (read(own) if own.exists() else []) + shipped()
+
+
+def shipped() -> list[Device]:
+    """The table's own rows."""
+    return _read(Path(__file__).with_name("hardware.toml"), None)
+
+
+def read(path: Path) -> list[Device]:
+    """Rows of a user's file; those without an [efficiency] have the file's, or the table's. UserError as `devices`."""
+    return _read(path, shipped()[0].efficiency)
 
 
 def _read(path: Path, efficiency: Efficiency | None) -> list[Device]:
-    """Rows without an [efficiency] of their own have the file's, or the one that is given."""
     try:
         return list(_parse(path.read_text(encoding="utf-8"), efficiency))
     except OSError as error:
@@ -151,8 +163,12 @@ def peak_flops(device_name: str) -> float | None:
     return None if row is None else row.bf16_tflops * 1e12
 
 
-def cpu_name(ranks: int) -> str:
-    """What a CPU is called here: its ranks share it, so their number belongs to it."""
+def device_name(device: torch.device, ranks: int) -> str:
+    """The name that a GPU gives itself. A CPU is shared by its ranks, so their number belongs to its name."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
     model = next((line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
     return f"CPU {model}, {len(os.sched_getaffinity(0))} cores, {ranks} rank{'s' if ranks > 1 else ''}"
 

@@ -133,7 +133,7 @@ def test_known_models_have_their_published_size(name):
 
 
 def test_held_activations_of_the_32b():
-    """GB over 64 layers at 16,384 tokens: 10.7 for inputs, 21.6 with attention, 36.7 with q, k, v, 163 with the rest."""
+    """GB over 64 layers at 16,384 tokens: 10.7 for inputs, 21.6 with attention, 36.7 with q, k, v, 163 with all."""
     names = [set(), {"attention"}, {"attention", "qkv"}, {"attention", "qkv", "gate", "up", "o_proj"}]
     s = Setting(LARGE, Sharding(8), "fp32", (Policy(),) * 64, 16384)
     gigabytes = [64 * saved_bytes(s, Policy(frozenset(keep))) / 1e9 for keep in names]
