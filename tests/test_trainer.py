@@ -258,7 +258,8 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(model, tmp_path, format):
 
     def logged(name: str) -> dict[int, tuple]:
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"], line["tokens"]) for line in lines}
+        steps = [line for line in lines if "loss" in line]
+        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"], line["tokens"]) for line in steps}
 
     whole, parts = logged("whole"), logged("parts")
     assert list(whole) == list(range(1, 13))
@@ -331,7 +332,7 @@ def test_8_bit_moments_of_two_ranks_are_loaded_by_one(model, tmp_path):
     assert codes and all(tensor.dtype == torch.uint8 and tensor.any() for tensor in codes)
     train(longer, resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("options", [{}, {"parallel__reshard_after_forward": False}], ids=["tied", "kept whole"])

@@ -2,7 +2,7 @@
 
 Candidates are few, and each is filled by one rule: operations in the order of the seconds that holding them saves a
 byte, each in as many of the last layers as the budget allows. A kept operation costs memory; an offloaded one costs
-what is on its way, and may take no longer to move than the layer computes. The candidate with the shortest step is taken.
+what is on its way, and may take no longer to move than the layer computes. The one with the shortest step is taken.
 """
 
 from __future__ import annotations
