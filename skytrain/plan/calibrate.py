@@ -53,35 +53,24 @@ def _row(world: World, seconds: float) -> Device:
     name = device_name(world.device, world.size)
     known = next((row for row in hardware.shipped() if re.search(r"(?<!\w)" + re.escape(row.name), name)), None)
     rates = {what: _slowest(measure(world, seconds), world) for what, measure in RATES.items()}
-    links = _slowest(_all_gather(world, seconds), world) if world.size > 1 else None
-    peaks = {
-        "bf16_tflops": rates["matmul"] / 1e12,
-        "memory_gbs": rates["memory"] / 1e9,
-        "host_link_gbs": rates["host_link"] / 1e9,
-        "host_memory_gbs": rates["host_memory"] / 1e9,
-        "link_gbs": (links or rates["host_link"]) / 1e9,
-        "network_gbs": (links or rates["host_link"]) / 1e9,
-    }
-    peaks = {key: float(f"{value:.4g}") for key, value in peaks.items()}
+    links = _slowest(_all_gather(world), world) if world.size > 1 else None
+    rates["link"] = rates["network"] = links or rates["host_link"]
+    peaks = {f"{what}_gbs": _short(rates[what] / 1e9) for what in ("memory", "host_link", "host_memory", "link")}
+    peaks |= {"bf16_tflops": _short(rates["matmul"] / 1e12), "network_gbs": peaks["link_gbs"]}
     if known is not None:
         peaks |= {key: getattr(known, key) for key in peaks}
 
-    def part(rate: float, peak: float) -> float:
-        return float(f"{rate / (peak * (1e12 if peak is peaks['bf16_tflops'] else 1e9)):.4g}")
-
+    reached = {what: _short(rates[what] / 1e9 / peaks[f"{what}_gbs"]) for what in ("memory", "host_link", "host_memory")}
+    reached |= {what: _short(rates[what] / 1e12 / peaks["bf16_tflops"]) for what in ("matmul", "attention")}
     assumed = known.efficiency if known is not None else None
     note = "" if links else "; links between ranks are not measured (one rank), but taken from " + (
         "the table" if known is not None else "the link to the host"
     )
     text = f"skytrain plan --calibrate on {time.strftime('%Y-%m-%d')}, {world.size} rank(s), torch {torch.__version__}"
     efficiency = Efficiency(
-        matmul=part(rates["matmul"], peaks["bf16_tflops"]),
-        attention=part(rates["attention"], peaks["bf16_tflops"]),
-        memory=part(rates["memory"], peaks["memory_gbs"]),
-        link=part(links, peaks["link_gbs"]) if links else (assumed.link if assumed else 1.0),
+        **reached,
+        link=_short(links / 1e9 / peaks["link_gbs"]) if links else (assumed.link if assumed else 1.0),
         network=assumed.network if assumed else 1.0,
-        host_link=part(rates["host_link"], peaks["host_link_gbs"]),
-        host_memory=part(rates["host_memory"], peaks["host_memory_gbs"]),
         source="measured: rates over the row's peaks" + note,
     )
     if gpu:
@@ -90,9 +79,14 @@ def _row(world: World, seconds: float) -> Device:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // world.size
     return Device(
         id="my-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), name=name, **peaks,
-        fp8_tflops=known.fp8_tflops if known else 0.0, memory_gib=float(f"{memory / GIB:.4g}"), source=text,
+        fp8_tflops=known.fp8_tflops if known else 0.0, memory_gib=_short(memory / GIB), source=text,
         dtype="bfloat16" if gpu else "float32", efficiency=efficiency,
     )  # fmt: skip
+
+
+def _short(value: float) -> float:
+    """To four digits."""
+    return float(f"{value:.4g}")
 
 
 def _slowest(rate: float, world: World) -> float:
@@ -173,19 +167,19 @@ def _host_link(world: World, seconds: float) -> float:
     return min(_copy(host, there, size, world, seconds / 2), _copy(there, host, size, world, seconds / 2))
 
 
-def _all_gather(world: World, seconds: float) -> float:
+def _all_gather(world: World) -> float:
     """Bytes that each rank receives a second."""
     share = (2**28 if world.device.type == "cuda" else 2**22) // world.size
     part = torch.ones(share, dtype=torch.int8, device=world.device)
     whole = torch.empty(share * world.size, dtype=torch.int8, device=world.device)
     # A fixed number of rounds, and not of seconds: all ranks must do as many.
-    first = 20
+    count = 20
 
     def rounds() -> None:
-        for _ in range(first):
+        for _ in range(count):
             dist.all_gather_into_tensor(whole, part)
 
-    return _rate(rounds, first * share * (world.size - 1.0), world, 0.0)
+    return _rate(rounds, count * share * (world.size - 1.0), world, 0.0)
 
 
 RATES = {
