@@ -115,12 +115,14 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
     sources = hf.check_weights(model, settings.model.path)
+    if settings.optim.format == "split_8bit":
+        model.to(torch.bfloat16)
     parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
-    hf.load_weights(model, settings.model.path, sources)
     optimizer = optim.Optimizer(
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
     )
+    hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device)
     return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
 
@@ -312,8 +314,8 @@ def write_export(run: Run) -> Path:
         return out
     dtype = getattr(torch, run.config.export.dtype)
     return export(
-        model_tensors(run.model, dtype), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
-        is_writer=run.world.is_first,
+        model_tensors(run.model, dtype, run.optimizer.master), run.config.model.path, out, dtype=dtype,
+        default_system=run.default_system, is_writer=run.world.is_first,
     )  # fmt: skip
 
 
