@@ -98,9 +98,19 @@ class Train(Section):
     """Of a collective operation."""
 
 
+OPERATIONS = ("attention", "qkv", "o_proj", "gate", "up")
+"""What can be kept of a decoder layer besides its input, in the order it is made. attention: output and logsumexp;
+qkv: the queries, keys and values that attention reads; o_proj, gate, up: the outputs of these projections."""
+
+
 class Activations(Section):
-    checkpoint: Literal["none", "full"] = "none"
-    """`full` keeps only each layer's input and recomputes the layer in backward."""
+    checkpoint: Literal["none", "full", "selective"] = "none"
+    """`none` keeps all that backward needs. `full` keeps only each layer's input and recomputes the layer in backward;
+    `selective` does too, but for the operations of `keep` and `offload`."""
+    keep: tuple[str, ...] = ()
+    """Operations (attention, qkv, o_proj, gate, up) whose outputs stay on the device."""
+    offload: tuple[str, ...] = ()
+    """Operations whose outputs, or `input` for the layer's input, wait in (on a GPU: pinned) host memory."""
 
 
 class Attention(Section):
@@ -286,8 +296,26 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             c.train.validate_every is None or c.data.validation is not None,
             "needs data.validation",
         ),
+        *_activation_checks(c.activations),
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
+    ]
+
+
+def _activation_checks(a: Activations) -> list[tuple[str, bool, str]]:
+    names = {"activations.keep": (a.keep, OPERATIONS), "activations.offload": (a.offload, ("input", *OPERATIONS))}
+    both = ", ".join(sorted(set(a.keep) & set(a.offload)))
+    return [
+        *(
+            (key, set(given) <= set(known), f"names must be of {', '.join(known)}")
+            for key, (given, known) in names.items()
+        ),
+        *((key, len(given) == len(set(given)), "names must not be repeated") for key, (given, _) in names.items()),
+        *(
+            (key, a.checkpoint == "selective" or not given, 'needs activations.checkpoint = "selective"')
+            for key, (given, _) in names.items()
+        ),
+        ("activations.offload", not both, f"{both} cannot be in activations.keep as well"),
     ]
 
 

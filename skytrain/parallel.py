@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +18,7 @@ from skytrain import activations
 from skytrain.config import Config
 from skytrain.errors import UserError
 from skytrain.model import CausalLM
+from skytrain.offload import HostMemory
 
 T = TypeVar("T")
 
@@ -110,18 +112,19 @@ def reshard(model: CausalLM) -> None:
             module.reshard()
 
 
-def shard(model: CausalLM, world: World, config: Config) -> None:
+def shard(model: CausalLM, world: World, config: Config) -> HostMemory | None:
     """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
+
+    Returns the host memory of activations that are offloaded, None where none are.
 
     Groups of parameters: each layer, the embedding, the head and the final norm. The head's weight is alone in its
     group because its gradient is fp32 where the others are bf16, and one group takes one dtype. A tied weight is used
     in two places, so it is the root's, which is whole for the length of the forward pass.
     """
-    activations.apply(model, config.activations)
-    if config.train.compile:
-        for layer in model.model.layers:
-            # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+    policies = activations.policies(config.activations, len(model.model.layers))
+    # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
+    compile = functools.partial(torch.compile, dynamic=True) if config.train.compile else None
+    host = activations.apply(model, policies, tokens=config.batch.max_tokens, compile=compile)
     dtype = getattr(torch, config.train.dtype)
     # cast_forward_inputs would round the fp32 rotary tables to bf16 on their way into each layer.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -140,3 +143,4 @@ def shard(model: CausalLM, world: World, config: Config) -> None:
             # Neither call recurses, and without the second one some backends would pre-divide.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    return host

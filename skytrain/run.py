@@ -26,6 +26,7 @@ from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
 from skytrain.locks import lock
 from skytrain.model import Backends, CausalLM, ModelConfig
+from skytrain.offload import HostMemory
 from skytrain.parallel import World
 
 
@@ -64,6 +65,8 @@ class Run:
     validation: Feed | None
     default_system: str | None
     backends: Backends
+    host: HostMemory | None = None
+    """Of offloaded activations."""
     done: int = 0
     lock: int | None = None
     """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
@@ -117,14 +120,15 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     sources = hf.check_weights(model, settings.model.path)
     if settings.optim.format == "split_8bit":
         model.to(torch.bfloat16)
-    parallel.shard(model, world, settings)
+    host = parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
     optimizer = optim.Optimizer(
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
     )
     hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
+    guard = Guard(world.device)
+    return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, host)
 
 
 def resolve_backends(settings: Config, device: torch.device) -> Backends:
