@@ -130,6 +130,9 @@ class Kernels(Section):
 class Parallel(Section):
     reshard_after_forward: bool = True
     """Free a layer's gathered weights after its forward pass and gather them again in backward."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of gradients on their way between ranks, where they are added up. bfloat16 halves the bytes, and rounds; the
+    head's gradient stays fp32."""
     nodes: int = 1
     """HSDP: weights are replicated over this many groups of ranks, and sharded within each."""
 
@@ -297,6 +300,11 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             "needs data.validation",
         ),
         *_activation_checks(c.activations),
+        (
+            "parallel.reduce_dtype",
+            c.parallel.reduce_dtype in ("float32", c.train.dtype),
+            "must be float32, or as train.dtype",
+        ),
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
     ]
