@@ -22,6 +22,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Exits with 2 for words that mean nothing. Settings (section.key=value) may stand after options, where argparse by
+    itself no longer looks for them."""
+    top = parser()
+    arguments, rest = top.parse_known_args(words)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest != settings or (rest and not hasattr(arguments, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def main() -> None:
-    arguments = parser().parse_args()
+    arguments = parse()
     exit_on_user_error(lambda: arguments.run(arguments))

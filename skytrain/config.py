@@ -61,9 +61,10 @@ class Optim(Section):
     """Largest norm of the whole gradient; none for no clipping."""
     decay_embeddings: bool = True
     """Whether weight decay applies to the token embedding, and to the head where it is the same tensor."""
-    format: Literal["fp32", "fp32_8bit"] = "fp32"
-    """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter), or fp32 with 8-bit moments
-    (10.1). How a code is rounded depends on the sharding, so that runs on other numbers of ranks differ by it."""
+    format: Literal["fp32", "fp32_8bit", "split_8bit"] = "fp32"
+    """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter); fp32 with 8-bit moments (10.1);
+    or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1). How a code is rounded
+    depends on the sharding, so that runs on other numbers of ranks differ by it."""
 
 
 class Schedule(Section):
@@ -82,7 +83,7 @@ class Train(Section):
     max_steps: int | None = None
     """Ends the run (and its schedule) at this step, if the epochs have not ended it before."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of compute and of gathered weights. Reductions, master weights and states are always fp32."""
+    """Of compute and of gathered weights. Master weights are always fp32."""
     compile: bool = False
     """torch.compile of each decoder layer."""
     deterministic: bool = False
@@ -132,6 +133,9 @@ class Kernels(Section):
 class Parallel(Section):
     reshard_after_forward: bool = True
     """Free a layer's gathered weights after its forward pass and gather them again in backward."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of gradients on their way between ranks, where they are added up. bfloat16 halves the bytes, and rounds; the
+    head's gradient stays fp32."""
     nodes: int = 1
     """HSDP: weights are replicated over this many groups of ranks, and sharded within each."""
 
@@ -295,6 +299,11 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
         ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
         ("optim.format", c.optim.format == "fp32" or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
+        (
+            "optim.format",
+            c.optim.format != "split_8bit" or c.train.dtype == "bfloat16",
+            'its weights on a rank are bf16: set train.dtype = "bfloat16"',
+        ),
         ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),
         ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
         ("schedule.warmup_steps", 0 <= (c.schedule.warmup_steps or 0) < 2**31, "must be from 0 to 2^31 - 1"),
@@ -311,6 +320,11 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             "needs data.validation",
         ),
         *_activation_checks(c.activations),
+        (
+            "parallel.reduce_dtype",
+            c.parallel.reduce_dtype in ("float32", c.train.dtype),
+            "must be float32, or as train.dtype",
+        ),
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
     ]

@@ -117,6 +117,7 @@ class Metrics:
             f"{line['trained_tokens_per_s']:,.0f} trained/s",
             f"MFU {line['mfu']:.1%}" if "mfu" in line else "",
             f"{line['peak_memory_gib']:.2f} GiB",
+            f"{line['offloaded_gib']:.2f} GiB offloaded" if "offloaded_gib" in line else "",
             f"money {line['money']:,.2f}" if "money" in line else "",
             f"ETA {_clock(line['eta_s'])}",
             f"[red]{line['skipped']} skipped[/red]" if line.get("skipped") else "",

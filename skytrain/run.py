@@ -25,6 +25,7 @@ from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
 from skytrain.locks import lock
 from skytrain.model import Backends, CausalLM, ModelConfig
+from skytrain.offload import HostMemory
 from skytrain.parallel import World
 from skytrain.plan import in_run
 from skytrain.plan.forecast import Forecast
@@ -67,6 +68,8 @@ class Run:
     backends: Backends
     plan: Forecast
     """What it will take."""
+    host: HostMemory | None = None
+    """Of offloaded activations."""
     done: int = 0
     lock: int | None = None
     """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
@@ -100,6 +103,11 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
         epochs=settings.train.epochs, max_steps=settings.train.max_steps,
     )  # fmt: skip
+    if settings.activations.budget_gib is not None:
+        raise UserError(
+            "activations.budget_gib: a run does not follow it yet; set activations.keep and activations.offload to "
+            "what skytrain plan says that layers hold"
+        )
     plan = in_run.planned(settings, model_config, data.lengths, world)
     validation = None
     if settings.data.validation is not None:
@@ -119,14 +127,17 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
     sources = hf.check_weights(model, settings.model.path)
-    parallel.shard(model, world, settings)
+    if settings.optim.format == "split_8bit":
+        model.to(torch.bfloat16)
+    host = parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
-    hf.load_weights(model, settings.model.path, sources)
     optimizer = optim.Optimizer(
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
     )
+    hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends, plan)
+    guard = Guard(world.device)
+    return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, host)
 
 
 def resolve_backends(settings: Config, device: torch.device) -> Backends:
@@ -311,8 +322,8 @@ def write_export(run: Run) -> Path:
         return out
     dtype = getattr(torch, run.config.export.dtype)
     return export(
-        model_tensors(run.model, dtype), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
-        is_writer=run.world.is_first,
+        model_tensors(run.model, dtype, run.optimizer.master), run.config.model.path, out, dtype=dtype,
+        default_system=run.default_system, is_writer=run.world.is_first,
     )  # fmt: skip
 
 

@@ -104,7 +104,8 @@ def train_step(run: Run, step: Step, rate: float) -> tuple[Tensor, Tensor]:
 def log(run: Run, metrics: Metrics, loss: Tensor, norm: Tensor, *, lr: float, epoch: int) -> None:
     """One line, and the end of a run whose steps are all skipped. The one place that waits for the device."""
     loss_value, norm_value, skipped, _, longest = torch.stack([loss, norm, *run.guard.counts]).tolist()
-    metrics.line(run.done, loss=loss_value, grad_norm=norm_value, lr=lr, epoch=epoch, skipped=int(skipped))
+    moved = {} if run.host is None else {"offloaded_gib": run.host.take_count() / 2**30}
+    metrics.line(run.done, loss=loss_value, grad_norm=norm_value, lr=lr, epoch=epoch, skipped=int(skipped), **moved)
     run.guard.logged()
     nothing_learnt = run.done == run.total == skipped
     if longest >= run.config.train.max_bad_steps or nothing_learnt:

@@ -60,11 +60,16 @@ def _row(world: World, seconds: float) -> Device:
     if known is not None:
         peaks |= {key: getattr(known, key) for key in peaks}
 
-    reached = {what: _short(rates[what] / 1e9 / peaks[f"{what}_gbs"]) for what in ("memory", "host_link", "host_memory")}
+    reached = {
+        what: _short(rates[what] / 1e9 / peaks[f"{what}_gbs"]) for what in ("memory", "host_link", "host_memory")
+    }
     reached |= {what: _short(rates[what] / 1e12 / peaks["bf16_tflops"]) for what in ("matmul", "attention")}
     assumed = known.efficiency if known is not None else None
-    note = "" if links else "; links between ranks are not measured (one rank), but taken from " + (
-        "the table" if known is not None else "the link to the host"
+    note = (
+        ""
+        if links
+        else "; links between ranks are not measured (one rank), but taken from "
+        + ("the table" if known is not None else "the link to the host")
     )
     text = f"skytrain plan --calibrate on {time.strftime('%Y-%m-%d')}, {world.size} rank(s), torch {torch.__version__}"
     efficiency = Efficiency(

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from skytrain.activations import Policy
 from skytrain.config import OPERATIONS
 from skytrain.plan.hardware import Device
 from skytrain.plan.memory import Policies, Setting, operation_bytes, plan_memory
-from skytrain.plan.policy import Policy
 from skytrain.plan.timing import Pace, attention_flops, plan_timing, product_flops, recomputed_flops
 from skytrain.plan.workload import Packed
 

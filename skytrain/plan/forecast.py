@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from skytrain.activations import Policy
 from skytrain.config import Config, Optim
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
 from skytrain.plan.choice import RESERVE, choose
 from skytrain.plan.hardware import GIB, GPUS_A_NODE, Device
 from skytrain.plan.memory import Memory, Policies, Setting, plan_memory, recipe_policies
-from skytrain.plan.policy import Policy
 from skytrain.plan.timing import Counts, Timing, plan_counts, plan_timing
 from skytrain.plan.workload import Packed, pack
 

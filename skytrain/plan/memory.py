@@ -1,8 +1,8 @@
 """Memory a GPU needs at the peak of a step, by arithmetic on shapes: what FSDP2, autograd and the optimizer hold.
 
 Symbols: T tokens a row, h hidden size, q and k the widths of all queries and of all keys, I the MLP's width, V the
-vocabulary, b bytes of a computed value (2 in bf16), r bytes of a gradient as it is reduced (4), N ranks that share the
-weights, P parameters of a layer.
+vocabulary, b bytes of a computed value (2 in bf16), r bytes of a gradient while it is reduced (4), N ranks that share
+the weights, P parameters of a layer.
 
 All the time a rank holds its shards: weights, gradients and optimizer states, P / N each (`state_bytes`). With more
 than one micro-batch a step the gradients of the first are there while the second runs; with one they grow as backward
@@ -36,11 +36,12 @@ from dataclasses import dataclass
 
 import torch
 
+from skytrain import activations
+from skytrain.activations import Policy
 from skytrain.config import Config
 from skytrain.kernels.linear_cross_entropy import chunk_rows
 from skytrain.kernels.quantize import GROUP
 from skytrain.model import ModelConfig
-from skytrain.plan.policy import Policy
 
 Policies = tuple[Policy | None, ...]
 GIB = 2**30
@@ -59,18 +60,20 @@ HOST_BYTES = 12
 
 @dataclass(frozen=True)
 class Sharding:
-    """What FSDP2 is told."""
+    """What FSDP2 is told. Besides: norm and last layer stay whole from forward to backward, and neither the head's nor
+    the embedding's weight is gathered for backward."""
 
     ranks: int
     """N: that share one copy of the weights."""
     reshard: bool = True
     """parallel.reshard_after_forward."""
-    last_layer: bool = True
-    """Whether the last layer's weights are freed after forward, too, and gathered again in backward."""
-    ends: bool = True
-    """Whether backward gathers the head's and the embedding's weights again."""
     reduce_itemsize: int = 4
-    """Of a gradient while it is reduced."""
+    """Of parallel.reduce_dtype."""
+
+    def reduced(self, gradient: int) -> int:
+        """Bytes of a gradient of `gradient` bytes while it is reduced: where reductions have the dtype of compute,
+        FSDP2 takes them for "as it comes", and the head's fp32 gradient stays fp32."""
+        return max(self.reduce_itemsize, gradient)
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,11 @@ class Setting:
     ) -> Setting:
         """ranks: of the whole run; policies: the recipe's own, if they are not given."""
         policies = policies or recipe_policies(config, model)
+        reduce_itemsize = 4 if config.parallel.reduce_dtype == "float32" else 2
+        ranks //= config.parallel.nodes
+        sharding = Sharding(ranks, config.parallel.reshard_after_forward, reduce_itemsize)
         return cls(
-            model, Sharding(ranks // config.parallel.nodes, config.parallel.reshard_after_forward), config.optim.format,
+            model, sharding, config.optim.format,
             policies, config.batch.max_tokens, micro_batches,
             2 if config.train.dtype == "bfloat16" else 4, config.kernels.head_chunk_mib * 2**20,
             4 if config.kernels.logits == "float32" else 2, config.optim.name == "adamw",
@@ -112,14 +118,7 @@ class Setting:
 
 def recipe_policies(config: Config, model: ModelConfig) -> Policies:
     """Of each layer, as the recipe's [activations] say (budget_gib apart: choice.py)."""
-    settings = config.activations
-    if settings.checkpoint == "none":
-        one = None
-    elif settings.checkpoint == "full":
-        one = Policy()
-    else:
-        one = Policy(frozenset(settings.keep), frozenset(settings.offload))
-    return (one,) * model.num_hidden_layers
+    return tuple(activations.policies(config.activations, model.num_hidden_layers))
 
 
 # ---- parameters
@@ -244,9 +243,8 @@ def moments(s: Setting) -> dict[str, dict[str, int]]:
 
 def _stays(s: Setting, below: int, layer: int, table: int) -> int:
     """Bytes of weights that are whole since forward while what lies over the first `below` layers is at work."""
-    last = below == s.model.num_hidden_layers and not s.sharding.last_layer
     if s.sharding.reshard:
-        return s.itemsize * (layer * last + table * s.model.tie_word_embeddings)
+        return s.itemsize * (layer * (below == s.model.num_hidden_layers) + table * s.model.tie_word_embeddings)
     return s.itemsize * (layer * below + table)
 
 
@@ -270,8 +268,9 @@ def _grown(s: Setting, base: dict[str, int], layer: int) -> dict[str, int]:
 def _reduction(s: Setting, elements: int, itemsize: int) -> int:
     """Most bytes while gradients of `itemsize` are reduced: they and the buffer they are copied to; then, with them
     freed, that buffer, the result, and the result in the shard's own dtype (one rank alone: a divided copy)."""
-    buffer, gradient = s.sharding.reduce_itemsize * elements, FORMATS[s.format][1]
-    cast = gradient * elements // s.ranks if gradient != s.sharding.reduce_itemsize else 0
+    reduced, gradient = s.sharding.reduced(itemsize), FORMATS[s.format][1]
+    buffer = reduced * elements
+    cast = gradient * elements // s.ranks if gradient != reduced else 0
     copy = max(cast, buffer) if s.ranks == 1 else cast
     return buffer + max(itemsize * elements, buffer // s.ranks + copy)
 
@@ -299,11 +298,11 @@ def _head(s: Setting, base: dict[str, int], table: int) -> dict[str, int]:
 
 def _layer(s: Setting, base: dict[str, int], i: int, layer: int, table: int) -> dict[str, int]:
     """The highest moment of the backward of layer i."""
-    c, b, reduced = s.model, s.itemsize, s.sharding.reduce_itemsize
+    c, b, reduced = s.model, s.itemsize, s.sharding.reduced(s.itemsize)
     row, inner = s.tokens * c.hidden_size * b, s.tokens * c.intermediate_size * b
     norm = padded([(c.hidden_size,)], s.ranks)
     above = reduced * (layer if i < c.num_hidden_layers - 1 else norm)
-    below = layer if i > 0 else table * (s.sharding.ends and not c.tie_word_embeddings)
+    below = layer if i > 0 else 0
     ahead = offloaded_bytes(s, s.policies[i - 1]) if i > 0 else 0
     base = _plus(base, saved=ahead, gathered=_gathering(s, below) if s.sharding.reshard else 0)
     if c.tie_word_embeddings:
@@ -318,13 +317,12 @@ def _layer(s: Setting, base: dict[str, int], i: int, layer: int, table: int) -> 
 
 def _embedding(s: Setting, base: dict[str, int], layer: int, table: int) -> dict[str, int]:
     c, b, row = s.model, s.itemsize, s.tokens * s.model.hidden_size * s.itemsize
-    above = s.sharding.reduce_itemsize * layer
+    above = s.sharding.reduced(b) * layer
     if c.tie_word_embeddings:
         # The embedding's own gradient, widened, the head's and their sum; then the sum alone is reduced.
         added = _plus(base, in_flight=12 * table + above, backward=row)
         return _highest(added, _plus(base, in_flight=_reduction(s, table, 4)))
-    again = table * b if s.sharding.ends and s.sharding.reshard else 0
-    made = _plus(base, gathered=again, in_flight=table * b + above, backward=row)
+    made = _plus(base, in_flight=table * b + above, backward=row)
     return _highest(made, _plus(base, in_flight=_reduction(s, table, b)))
 
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skytrain import flops
+from skytrain.activations import Policy
 from skytrain.model import ModelConfig
 from skytrain.plan.hardware import Device
 from skytrain.plan.memory import (
@@ -38,7 +39,6 @@ from skytrain.plan.memory import (
     padded,
     state_bytes,
 )
-from skytrain.plan.policy import Policy
 from skytrain.plan.workload import Packed
 
 KINDS = ("matmul", "attention", "recomputation", "traffic", "communication", "offload", "waiting", "optimizer")
@@ -96,33 +96,31 @@ class Pace:
         c, b = s.model, s.itemsize
         self.layer = padded(layer_shapes(c), s.ranks)
         self.table = padded([(c.vocab_size, c.hidden_size)], s.ranks)
-        again = b if s.sharding.reshard else 0
-        ends = (1 + s.sharding.ends * s.sharding.reshard) * b
+        layers = c.num_hidden_layers
+        again = b * (layers - 1) / layers if s.sharding.reshard else 0  # the last layer's stay
         self.forward_copy, self.backward_copy = self._copy(self.layer, b), self._copy(self.layer, again, b)
         self.forward_link, self.backward_link = self._link(self.layer * b), self._link(self.layer * again)
-        self.backward_link += self._reduce(self.layer)
-        self.ends_copy = 2 * self._copy(
-            self.table, ends, 3 * b // 2
-        )  # the head's gradient is fp32, the embedding's not
-        self.head_link = self._link(self.table * ends) + self._reduce(self.table)
-        self.embedding_link = self.head_link
+        self.backward_link += self._reduce(self.layer, b)
+        self.ends_copy = self._copy(self.table, b, 4) + self._copy(self.table, b, b)
+        self.head_link = self._link(self.table * b) + self._reduce(self.table, 4)
+        self.embedding_link = self._link(self.table * b) + self._reduce(self.table, b)
         if c.tie_word_embeddings:
             self.ends_copy, self.head_link = self._copy(self.table, b, 4), 0.0
 
-    def _link(self, gathered: int) -> float:
+    def _link(self, gathered: float) -> float:
         """Seconds to receive the other ranks' parts of so many bytes."""
         n = self.s.ranks
         return gathered * (n - 1) / n / self.device.link_rate(n) if n > 1 else 0.0
 
-    def _reduce(self, elements: int) -> float:
-        sent = elements * self.s.sharding.reduce_itemsize
+    def _reduce(self, elements: int, gradient: int) -> float:
+        sent = elements * self.s.sharding.reduced(gradient)
         between = 2 * sent / self.s.ranks * (self.replicas - 1) / self.replicas
         return self._link(sent) + (between / self.device.network_rate if between else 0.0)
 
-    def _copy(self, elements: int, gathered: int, gradient: int = 0) -> float:
+    def _copy(self, elements: int, gathered: float, gradient: float = 0) -> float:
         """Seconds to copy weights of so many gathered bytes each into place and, with `gradient` bytes each, gradients
         into the buffer they are reduced in, and to add the result to the shard."""
-        reduced = self.s.sharding.reduce_itemsize
+        reduced = self.s.sharding.reduced(gradient)
         moved = 2 * gathered * elements
         if gradient:
             moved += (gradient + reduced) * elements + (reduced + 8) * elements // self.s.ranks
@@ -242,16 +240,15 @@ def plan_counts(s: Setting, packed: Packed) -> Counts:
     again = [(recomputed_flops(s.model, policy), count) for policy, count in Counter(s.policies).items()]
     micro_batches = len(packed.tokens) * packed.share / packed.steps
     others = (s.ranks - 1) / s.ranks
-    c, table = s.model, padded([(s.model.vocab_size, s.model.hidden_size)], s.ranks)
-    layers = padded(layer_shapes(c), s.ranks) * c.num_hidden_layers
-    tables = table * (1 if c.tie_word_embeddings else 2)
-    gathers = layers * (1 + s.sharding.reshard) + tables * (
-        1 + (s.sharding.reshard and s.sharding.ends and not c.tie_word_embeddings)
-    )
+    c, b, sharding = s.model, s.itemsize, s.sharding
+    layer, table = padded(layer_shapes(c), s.ranks), padded([(c.vocab_size, c.hidden_size)], s.ranks)
+    layers, tables = c.num_hidden_layers, 1 if c.tie_word_embeddings else 2
+    gathered = b * (layer * (2 * layers - 1 if sharding.reshard else layers) + table * tables)
+    reduced = sharding.reduced(b) * layer * layers + table * (4 + (0 if tables == 1 else sharding.reduced(b)))
     return Counts(
         linear * tokens + quadratic * squares,
         sum(count * (per_token * tokens + per_square * squares) for (per_token, per_square), count in again),
-        micro_batches * others * gathers * s.itemsize,
-        micro_batches * others * (layers + tables) * s.sharding.reduce_itemsize,
+        micro_batches * others * gathered,
+        micro_batches * others * reduced,
         sum(offloaded_bytes(s, policy) for policy in s.policies) / s.tokens * tokens,
     )

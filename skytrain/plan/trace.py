@@ -105,23 +105,20 @@ class Trace:
     after_forward: int
 
 
-def trace(
-    config: Config, model: ModelConfig, *, ranks: int, tokens: int, adjust: Callable[[CausalLM], None] | None = None
-) -> Trace:
-    """One row of `tokens` targets a rank and two micro-batches a step. Raises RuntimeError where a process group is up.
-
-    adjust: is given the sharded model, for settings of FSDP2 that no recipe has.
-    """
+def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int) -> Trace:
+    """One row of `tokens` targets a rank and two micro-batches a step. What is offloaded counts as kept: the device is
+    the host here. Raises RuntimeError where a process group is up."""
     if dist.is_initialized():
         raise RuntimeError("a trace needs a process group of its own: end the one that is up")
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    uncompiled = msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, compile=False))
     live = LiveBytes({"skytrain::linear_cross_entropy": _logits})
     try:
         world = _world(config, ranks)
         with FakeTensorMode(), _quiet():
-            network = _network(config, model, world)
-            if adjust is not None:
-                adjust(network)
+            network = _network(config, model)
+            parallel.shard(network, world, uncompiled)
+            network.to_empty(device="cpu")
             row = _row(tokens, model.vocab_size)
             for _micro_batch in range(2):  # of an untracked step
                 network(**row).backward()
@@ -148,16 +145,18 @@ def _world(config: Config, ranks: int) -> parallel.World:
     return parallel.World(0, ranks, torch.device("cpu"), nodes, mesh)
 
 
-def _network(config: Config, model: ModelConfig, world: parallel.World) -> CausalLM:
-    """The model as a run shards it, uncompiled, with the CPU's back ends: their fake kernels save what the GPU's do."""
+def _network(config: Config, model: ModelConfig) -> CausalLM:
+    """The model as a run makes it, uncompiled, with the CPU's back ends: their fake kernels save what the GPU's do."""
     logits = getattr(torch, config.kernels.logits)
     backends = Backends("reference", "reference", config.kernels.head_chunk_mib * 2**20, logits)
-    with torch.device("meta"):
-        network = CausalLM(model, backends)
-    parallel.shard(
-        network, world, msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, compile=False))
-    )
-    return network.to_empty(device="cpu")
+    before = torch.get_default_dtype()
+    try:
+        # Fake parameters cannot be cast afterwards.
+        torch.set_default_dtype(torch.bfloat16 if config.optim.format == "split_8bit" else torch.float32)
+        with torch.device("meta"):
+            return CausalLM(model, backends)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _row(tokens: int, vocab: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def no_rows_of_the_user(tmp_path, monkeypatch):
 
 
 def plan(*arguments: str) -> None:
-    parsed = cli.parser().parse_args(["plan", *arguments])
+    parsed = cli.parse(["plan", *arguments])
     parsed.run(parsed)
 
 
@@ -84,6 +84,15 @@ def test_a_trace_agrees(tmp_path, capsys):
     found = as_json(capsys, SKY, f"model.path={model}", "batch.max_tokens=2048", "plan.mean_tokens=1000", "--trace")
     live = found["memory"]["total"] - found["memory"]["bytes"]["buffers"]
     assert live == pytest.approx(found["traced_bytes"], rel=0.05)
+
+
+def test_settings_may_stand_anywhere_and_other_words_nowhere(capsys):
+    words = ["plan", "--gpus", "4", SKY, "optim.format=fp32", "--json", "train.epochs=1"]
+    assert cli.parse(words).overrides == ["optim.format=fp32", "train.epochs=1"]
+    for wrong in (["plan", SKY, "--gpus", "4", "word"], ["plan", SKY, "--word=1"], ["export", "a", "b", "x.y=1"]):
+        with pytest.raises(SystemExit):
+            cli.parse(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

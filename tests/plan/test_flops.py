@@ -10,10 +10,10 @@ from tiny_models import write_tiny_model
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from skytrain.activations import Policy
 from skytrain.flops import model_flops
 from skytrain.hf import read_config
 from skytrain.model import Backends, CausalLM
-from skytrain.plan.policy import Policy
 from skytrain.plan.timing import recomputed_flops
 
 LENGTHS = np.array([5, 1, 40, 17])

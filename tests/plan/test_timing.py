@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from skytrain import flops
+from skytrain.activations import Policy
 from skytrain.config import OPERATIONS
 from skytrain.plan import hardware
 from skytrain.plan.choice import choose, fits, rank
 from skytrain.plan.hardware import Efficiency
 from skytrain.plan.memory import Setting, Sharding, plan_memory
-from skytrain.plan.policy import Policy
 from skytrain.plan.timing import KINDS, Pace, plan_counts, plan_timing, recomputed_flops
 from skytrain.plan.workload import Packed, known_models
 
@@ -27,7 +27,9 @@ PACKED = Packed(TOKENS, TOKENS * 6000, 2, 1.0, 2)
 def only(**rates):
     """A device with these rates, and no limit to the others."""
     fast = {"memory": 1.0, "link": 1.0, "network": 1.0, "host_link": 1.0, "host_memory": 1.0}
-    efficiency = Efficiency(**(dict.fromkeys(("matmul", "attention"), 1e9) | dict.fromkeys(fast, 1e9) | rates), source="")
+    efficiency = Efficiency(
+        **(dict.fromkeys(("matmul", "attention"), 1e9) | dict.fromkeys(fast, 1e9) | rates), source=""
+    )
     return msgspec.structs.replace(H100, efficiency=efficiency)
 
 
@@ -61,11 +63,14 @@ def test_what_is_done_again_is_counted_once():
 def test_communication_hides_under_computing_and_sets_the_pace_where_it_is_longer():
     assert seconds(H100).kinds["communication"] < 0.01 * seconds(H100).step
     alone = seconds(only(link=0.5))
-    # Of a micro-batch: 7/8 of all weights twice in bf16, and of all gradients once in fp32.
-    weights = 32.76e9 * 7 / 8 * (2 + 2 + 4)
-    assert alone.step == pytest.approx(2 * weights / (0.5 * 450e9), rel=0.01)
+    # Of a micro-batch: 7/8 of all weights in bf16, of all layers' but the last's once more, of all gradients in fp32.
+    total, layer, table = 32.76e9, 487.7e6, 778.6e6
+    gathered, reduced = 2 * 7 / 8 * 2 * (2 * total - 2 * table - layer), 2 * 7 / 8 * 4 * total
+    assert alone.step == pytest.approx((gathered + reduced) / (0.5 * 450e9), rel=0.001)
     received = plan_counts(FULL, PACKED)
-    assert received.gathered == received.reduced == pytest.approx(2 * 32.76e9 * 7 / 8 * 4, rel=0.001)
+    assert (received.gathered, received.reduced) == pytest.approx((gathered, reduced), rel=0.001)
+    narrow = plan_counts(replace(FULL, sharding=Sharding(8, reduce_itemsize=2)), PACKED)
+    assert narrow.reduced == pytest.approx(2 * 7 / 8 * (2 * total + 2 * table), rel=0.001)
     one = replace(FULL, sharding=Sharding(1))
     assert plan_counts(one, PACKED).gathered == 0
     assert seconds(only(link=1e-9), one).step < seconds(alone_device := only(link=0.5)).step

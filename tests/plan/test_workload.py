@@ -26,7 +26,7 @@ def test_a_few_percent_of_sky_t1_s_lengths_are_over_8192():
 
 @pytest.mark.parametrize("mean", [100, 16385])
 def test_a_mean_outside_of_the_cuts_is_refused(mean):
-    with pytest.raises(UserError, match="plan.mean_tokens = "):
+    with pytest.raises(UserError, match=r"plan\.mean_tokens = "):
         drawn_lengths(10, mean, 16384)
 
 
