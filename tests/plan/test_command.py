@@ -15,7 +15,7 @@ from skytrain.errors import UserError
 from skytrain.plan import hardware
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
-SKY = str(RECIPES / "sky_t1_32b.toml")
+SKY, SEVEN = str(RECIPES / "sky_t1_32b.toml"), str(RECIPES / "sky_t1_7b.toml")
 SELECTIVE = ["activations.checkpoint=selective", 'activations.keep=["attention"]']
 
 
@@ -34,8 +34,11 @@ def as_json(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_32b_recipe_fits_8_gpus_of_80_gb_with_4_gb_to_spare(capsys):
-    found = as_json(capsys, SKY, "optim.format=fp32_8bit", *SELECTIVE)
+@pytest.mark.parametrize("settings", [[], [*SELECTIVE, "activations.offload=[]"]], ids=["as it is", "keep attention"])
+def test_the_32b_recipe_fits_8_gpus_of_80_gb_with_4_gb_to_spare(capsys, settings):
+    found = as_json(capsys, SKY, *settings)
+    assert found["format"] == "fp32_8bit"
+    assert settings or found["time"]["hours"] < 3.5
     assert found["rows"] == 16384
     assert found["memory"]["fits"] is True
     assert found["memory"]["spare"] >= 4e9
@@ -46,12 +49,19 @@ def test_the_32b_recipe_fits_8_gpus_of_80_gb_with_4_gb_to_spare(capsys):
 
 
 def test_what_layers_hold_chosen_for_the_node_the_32b_takes_under_3_and_a_half_hours(capsys):
-    found = as_json(capsys, SKY, "optim.format=fp32_8bit", SELECTIVE[0], "activations.budget_gib=auto")
+    found = as_json(capsys, SKY, SELECTIVE[0], "activations.offload=[]", "activations.budget_gib=auto")
     assert found["memory"]["spare"] >= 4e9
     assert found["time"]["hours"] < 3.5
     (best,) = [other for other in found["alternatives"] if other["best"]]
     assert best["gpus"] == 8
+    assert best["format"] == "fp32_8bit"  # split_8bit is a little faster, and less exact
     assert best["time"]["hours"] <= found["time"]["hours"] * 1.0001
+
+
+def test_the_7b_fits_one_gpu_of_80_gb_in_split_weights_alone(capsys):
+    found = as_json(capsys, SEVEN, "--gpus", "1", "optim.format=split_8bit")
+    assert found["memory"]["spare"] >= 4e9
+    assert as_json(capsys, SEVEN, "--gpus", "1", "optim.format=fp32_8bit")["memory"]["fits"] is False
 
 
 def test_fp32_states_do_not_fit_and_that_is_no_failure(capsys):
@@ -81,7 +91,8 @@ def test_a_model_folder_and_a_data_set_are_used_where_they_are(tmp_path, capsys)
 
 def test_a_trace_agrees(tmp_path, capsys):
     model = write_tiny_model(tmp_path / "model", hidden_size=512, intermediate_size=2048, vocab_size=4096)
-    found = as_json(capsys, SKY, f"model.path={model}", "batch.max_tokens=2048", "plan.mean_tokens=1000", "--trace")
+    small = ("activations.offload=[]", "batch.max_tokens=2048", "plan.mean_tokens=1000")
+    found = as_json(capsys, SKY, f"model.path={model}", *small, "--trace")
     live = found["memory"]["total"] - found["memory"]["bytes"]["buffers"]
     assert live == pytest.approx(found["traced_bytes"], rel=0.05)
 
@@ -109,10 +120,13 @@ def test_settings_may_stand_anywhere_and_other_words_nowhere(capsys):
         ([SKY, "plan.model=none"], r"set plan\.model to one of"),
         ([SKY, "plan.documents=none"], r"set plan\.documents and plan\.mean_tokens"),
         ([SKY, "plan.documents=4"], "4 documents for 8 ranks"),
-        ([SKY, SELECTIVE[0], "activations.budget_gib=20"], r"budget_gib = 20\.0: .*GiB with layer inputs alone kept"),
-        ([SKY, "activations.budget_gib=60"], r"budget_gib = 60\.0: needs activations\.checkpoint"),
-        ([SKY, *SELECTIVE, "activations.budget_gib=60"], r"take out activations\.keep"),
-        ([SKY, SELECTIVE[0], "activations.budget_gib=0"], "above 0"),
+        (
+            [SKY, SELECTIVE[0], "activations.offload=[]", "activations.budget_gib=20"],
+            r"budget_gib = 20\.0: .*GiB with layer inputs alone kept",
+        ),
+        ([SEVEN, "activations.budget_gib=60"], r"budget_gib = 60\.0: needs activations\.checkpoint"),
+        ([SKY, "activations.budget_gib=60"], r"take out activations\.keep"),
+        ([SKY, "activations.offload=[]", "activations.budget_gib=0"], "above 0"),
         ([SKY, "--out", "x"], "--calibrate"),
         ([SKY, "--calibrate"], "takes no recipe"),
     ],
