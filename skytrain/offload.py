@@ -49,6 +49,10 @@ class HostMemory:
         count, self._told = self.bytes_out - self._told, self.bytes_out
         return count
 
+    def free_buffers(self) -> list[Tensor]:
+        """Those that hold nothing now: between two steps, all."""
+        return [buffer for buffers in self._free.values() for buffer, _ in buffers]
+
     def begin(self, tokens: int) -> Frame:
         """The place of one layer's forward over a row of `tokens`."""
         # What the layer before the last one sent off may be freed now. The last one's may still be on its way.

@@ -47,10 +47,14 @@ class LiveBytes(TorchDispatchMode):
         self.workspace = workspace or {}
         self.now, self.peak, self.at = 0, 0, ""
         self.sizes: dict[int, int] = {}
+        self.elsewhere: set[int] = set()
+        """Storages that count as no device memory."""
 
     def watch(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
+        if key in self.elsewhere:
+            return
         if key not in self.sizes:
             self.sizes[key] = 0
             weakref.finalize(storage, self._free, key)
@@ -106,8 +110,8 @@ class Trace:
 
 
 def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int) -> Trace:
-    """One row of `tokens` targets a rank and two micro-batches a step. What is offloaded counts as kept: the device is
-    the host here. Raises RuntimeError where a process group is up."""
+    """One row of `tokens` targets a rank and two micro-batches a step. Offloaded values are gone at once, where on a
+    GPU those of two layers would be on their way. Raises RuntimeError where a process group is up."""
     if dist.is_initialized():
         raise RuntimeError("a trace needs a process group of its own: end the one that is up")
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
@@ -117,12 +121,15 @@ def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int) -> Tra
         world = _world(config, ranks)
         with FakeTensorMode(), _quiet():
             network = _network(config, model)
-            parallel.shard(network, world, uncompiled)
+            host = parallel.shard(network, world, uncompiled)
             network.to_empty(device="cpu")
             row = _row(tokens, model.vocab_size)
             for _micro_batch in range(2):  # of an untracked step
                 network(**row).backward()
             _clear(network)
+            if host is not None:
+                # Made in the step before, and used again.
+                live.elsewhere = {buffer.untyped_storage()._cdata for buffer in host.free_buffers()}
             with live:
                 for parameter in network.parameters():
                     live.watch(local(parameter))

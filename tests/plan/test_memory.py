@@ -14,7 +14,7 @@ from skytrain import config
 from skytrain.activations import Policy
 from skytrain.hf import read_config
 from skytrain.optim import local
-from skytrain.plan.memory import Setting, Sharding, parameters, plan_memory, saved_bytes, state_bytes
+from skytrain.plan.memory import Setting, Sharding, offloaded_bytes, parameters, plan_memory, saved_bytes, state_bytes
 from skytrain.plan.trace import trace
 from skytrain.plan.workload import known_models
 from skytrain.trainer import train_step
@@ -72,6 +72,21 @@ def test_what_fsdp_is_told_is_within_3_percent_of_its_trace(tokens, parallel):
     c = recipe(tokens, parallel=parallel)
     model = cut(2, intermediate_size=4096)
     assert planned(c, model, 8) == pytest.approx(trace(c, model, ranks=8, tokens=tokens).peak, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "activations",
+    [{"offload": ["input"]}, {"offload": ["attention", "o_proj", "up"]}, {"offload": ["up"], "keep": ["gate"]}],
+)
+def test_offloaded_values_leave_the_device(activations):
+    """A CPU moves at once; what a GPU has on its way in the forward pass is in the plan alone."""
+    c = recipe(16384, optim={"format": "fp32_8bit"}, activations={"checkpoint": "selective"} | activations)
+    s = Setting.of(c, cut(6), 8, 2)
+    traced = trace(c, cut(6), ranks=8, tokens=16384).peak
+    kept = planned(recipe(16384, optim={"format": "fp32_8bit"}, activations={"checkpoint": "none"}), cut(6), 8)
+    leaving = 2 * offloaded_bytes(s, s.policies[0])
+    assert traced < 0.9 * kept
+    assert 0.99 * traced <= plan_memory(s).live <= 1.01 * traced + leaving
 
 
 def test_a_trace_needs_its_own_process_group_and_leaves_none():
