@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def policies(settings: Activations, layers: int) -> list[Policy | None]:
 
 def apply(
     model: CausalLM,
-    policies: list[Policy | None],
+    policies: Sequence[Policy | None],
     *,
     tokens: int,
     compile: Callable[[Forward], Forward] | None = None,
@@ -76,7 +76,7 @@ def apply(
     return host
 
 
-def _check(model: CausalLM, policies: list[Policy | None], *, compiled: bool) -> None:
+def _check(model: CausalLM, policies: Sequence[Policy | None], *, compiled: bool) -> None:
     for policy in filter(None, policies):
         if "qkv" in policy.keep | policy.offload and model.lm_head.backends.kernels == "liger":
             raise UserError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from skytrain.activations import Policy
 from skytrain.data.packing import CostModel
 from skytrain.model import ModelConfig
 
@@ -34,3 +37,38 @@ def cost_model(config: ModelConfig, max_tokens: int) -> CostModel:
     """What the step plan balances: a document's FLOPs, and 2% of a full row for what a micro-batch costs by itself."""
     linear, quadratic = flop_coefficients(config)
     return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))
+
+
+def product_flops(c: ModelConfig) -> dict[str, int]:
+    """FLOPs a token of a layer's products in forward, under the names of config.OPERATIONS and "down"."""
+    h, q, k = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    inner = 2 * h * c.intermediate_size
+    return {"qkv": 2 * h * (q + 2 * k), "o_proj": 2 * q * h, "gate": inner, "up": inner, "down": inner}
+
+
+def attention_flops(c: ModelConfig) -> int:
+    """FLOPs of a layer's attention in forward for each squared length of a document, causal."""
+    return 2 * c.num_attention_heads * c.head_dim
+
+
+def recomputed_flops(c: ModelConfig, policy: Policy | None) -> tuple[int, int]:
+    """(products' FLOPs a token, attention's a squared length) that a layer's backward does again.
+
+    down_proj is not done again: backward needs its operands alone. Held queries and keys are those that attention
+    reads; where they have been normalised before, backward needs those before the norm as well.
+    """
+    if policy is None:
+        return 0, 0
+    held, each = policy.keep | policy.offload, product_flops(c)
+    products = sum(each[name] for name in ("qkv", "o_proj", "gate", "up") if name not in held)
+    if "qkv" in held and c.qk_norm:
+        products += 2 * c.hidden_size * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    return products, 0 if "attention" in held else attention_flops(c)
+
+
+def recomputed(config: ModelConfig, policies: Iterable[Policy | None], lengths: np.ndarray) -> float:
+    """FLOPs that a step over documents of these lengths does again in backward. lengths: any integers, tokens each."""
+    again = [recomputed_flops(config, policy) for policy in policies]
+    lengths = np.asarray(lengths, dtype=np.float64)
+    products, squared = (sum(each) for each in zip(*again, strict=True))
+    return float(products * lengths.sum() + squared * np.square(lengths).sum())

@@ -33,7 +33,7 @@ class Metrics:
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         self.peak = peak_flops(name)
         self.started, self.first, self.previous = time.perf_counter(), done, done
-        self.since, self.tokens, self.targets, self.flops = self.started, 0, 0, 0.0
+        self.since, self.tokens, self.targets, self.flops, self.again = self.started, 0, 0, 0.0, 0.0
         self.measured: list[dict[str, float]] = []
         self.money_before, self.file, self.board = 0.0, None, None
         if world.is_first:
@@ -48,9 +48,10 @@ class Metrics:
                     f"{error.filename or path}: {error.strerror or error}; free it for the metrics"
                 ) from None
 
-    def count(self, tokens: int, targets: int, flops: float) -> None:
-        """Adds one step: tokens and target tokens over all ranks, model FLOPs over all ranks."""
-        self.tokens, self.targets, self.flops = self.tokens + tokens, self.targets + targets, self.flops + flops
+    def count(self, tokens: int, targets: int, flops: float, again: float = 0.0) -> None:
+        """Adds one step, over all ranks: tokens, target tokens, the model's FLOPs, and those done again."""
+        self.tokens, self.targets = self.tokens + tokens, self.targets + targets
+        self.flops, self.again = self.flops + flops, self.again + again
 
     def line(self, step: int, **values: Any) -> None:
         """Writes the line of `step` completed steps; rates are over all steps since the line before."""
@@ -65,6 +66,7 @@ class Metrics:
             "trained_tokens_per_s": self.targets / seconds,
             "step_s": seconds / steps,
             "peak_memory_gib": _peak_memory(self.world.device) / 2**30,
+            "recomputed": self.again / self.flops if self.flops else 0.0,
             "eta_s": (now - self.started) / (step - self.first) * (self.total - step),
         }
         if self.peak is not None:
@@ -72,7 +74,7 @@ class Metrics:
         if self.settings.price_per_gpu_hour is not None:
             hours = (now - self.started) / 3600
             line["money"] = self.money_before + hours * self.world.size * self.settings.price_per_gpu_hour
-        self.since, self.previous, self.tokens, self.targets, self.flops = now, step, 0, 0, 0.0
+        self.since, self.previous, self.tokens, self.targets, self.flops, self.again = now, step, 0, 0, 0.0, 0.0
         self.measured.append({key: line[key] for key in ("peak_memory_gib", "step_s", "tokens_per_s")})
         self.write(line)
         self.console.print(self._text(line))
@@ -117,6 +119,7 @@ class Metrics:
             f"{line['trained_tokens_per_s']:,.0f} trained/s",
             f"MFU {line['mfu']:.1%}" if "mfu" in line else "",
             f"{line['peak_memory_gib']:.2f} GiB",
+            f"{line['recomputed']:.0%} done again" if line["recomputed"] else "",
             f"{line['offloaded_gib']:.2f} GiB offloaded" if "offloaded_gib" in line else "",
             f"money {line['money']:,.2f}" if "money" in line else "",
             f"ETA {_clock(line['eta_s'])}",

@@ -7,7 +7,7 @@ import datetime
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from skytrain import activations
+from skytrain.activations import Policy
 from skytrain.config import Config
 from skytrain.errors import UserError
 from skytrain.model import CausalLM
@@ -34,7 +35,8 @@ class World:
     replicas: int
     mesh: DeviceMesh
     local_rank: int = 0
-    """Among the ranks of this host."""
+    local_size: int = 1
+    """Among the ranks of this host, and how many these are."""
 
     @property
     def is_first(self) -> bool:
@@ -76,7 +78,7 @@ def start(config: Config) -> World:
         mesh = init_device_mesh(kind, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
     else:
         mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
-    return World(rank, size, device, nodes, mesh, local_rank)
+    return World(rank, size, device, nodes, mesh, local_rank, local_size)
 
 
 def stop() -> None:
@@ -128,16 +130,19 @@ def _prefetch(model: CausalLM) -> None:
         layer.set_modules_to_backward_prefetch([before])
 
 
-def shard(model: CausalLM, world: World, config: Config) -> HostMemory | None:
+def shard(
+    model: CausalLM, world: World, config: Config, policies: Sequence[Policy | None] | None = None
+) -> HostMemory | None:
     """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
 
-    Returns the host memory of activations that are offloaded, None where none are.
+    policies: what each layer holds for backward; None: as the recipe's activations.keep and .offload say. Returns the
+    host memory of activations that are offloaded, None where none are.
 
     Groups of parameters: each layer, the embedding, the head and the final norm. The head's weight is alone in its
     group because its gradient is fp32 where the others are bf16, and one group takes one dtype. A tied weight is used
     in two places, so it is the root's, which is whole for the length of the forward pass.
     """
-    policies = activations.policies(config.activations, len(model.model.layers))
+    policies = policies or activations.policies(config.activations, len(model.model.layers))
     # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
     compile = functools.partial(torch.compile, dynamic=True) if config.train.compile else None
     host = activations.apply(model, policies, tokens=config.batch.max_tokens, compile=compile)

@@ -103,11 +103,6 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
         epochs=settings.train.epochs, max_steps=settings.train.max_steps,
     )  # fmt: skip
-    if settings.activations.budget_gib is not None:
-        raise UserError(
-            "activations.budget_gib: a run does not follow it yet; set activations.keep and activations.offload to "
-            "what skytrain plan says that layers hold"
-        )
     plan = in_run.planned(settings, model_config, data.lengths, world)
     validation = None
     if settings.data.validation is not None:
@@ -129,7 +124,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     sources = hf.check_weights(model, settings.model.path)
     if settings.optim.format == "split_8bit":
         model.to(torch.bfloat16)
-    host = parallel.shard(model, world, settings)
+    host = parallel.shard(model, world, settings, plan.setting.policies)
     model.to_empty(device=world.device)
     optimizer = optim.Optimizer(
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"

@@ -59,7 +59,8 @@ def loop(run: Run, lines: list[str]) -> None:
         run.done += 1
         done, last = run.done, run.done == total
         lengths = document_lengths(run, step.plan.rows)
-        metrics.count(step.plan.tokens, step.plan.targets, flops.model_flops(run.model.config, lengths))
+        again = flops.recomputed(run.model.config, run.plan.setting.policies, lengths)
+        metrics.count(step.plan.tokens, step.plan.targets, flops.model_flops(run.model.config, lengths), again)
         if last or due(done, c.log.every):
             log(run, metrics, loss, norm, lr=rate, epoch=step.plan.epoch)
         if run.validation is not None and (last or due(done, c.train.validate_every)):

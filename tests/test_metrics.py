@@ -25,7 +25,7 @@ def test_a_line_has_rates_over_the_steps_since_the_last(tmp_path, monkeypatch, c
     metrics = Metrics(tmp_path, Log(tensorboard=False, price_per_gpu_hour=3.6), world(), done=0, total=10)
     metrics.peak = 1e3
     for _ in range(2):
-        metrics.count(1000, 400, 5e3)
+        metrics.count(1000, 400, 5e3, 1e3)
     clock[0] += 4.0
     metrics.line(2, loss=1.5, grad_norm=0.5, lr=1e-4, epoch=0, skipped=0)
     metrics.count(300, 100, 0.0)
@@ -41,10 +41,12 @@ def test_a_line_has_rates_over_the_steps_since_the_last(tmp_path, monkeypatch, c
     assert first["mfu"] == 1e4 / 4.0 / (1e3 * 2)
     assert first["money"] == pytest.approx(4.0 / 3600 * 2 * 3.6)
     assert first["peak_memory_gib"] > 0.01
+    assert (first["recomputed"], second["recomputed"]) == (0.2, 0.0)
     assert (second["tokens_per_s"], second["loss"], second["grad_norm"]) == (300.0, None, None)
     printed = capsys.readouterr().out.splitlines()
     assert "step  2/10" in printed[0]
     assert "ETA 0:16" in printed[0]
+    assert "20% done again" in printed[0]
     assert "1 skipped" in printed[1]
 
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from skytrain.activations import Policy
 from skytrain.config import OPERATIONS
+from skytrain.flops import attention_flops, product_flops, recomputed_flops
 from skytrain.plan.hardware import Device
 from skytrain.plan.memory import Policies, Setting, operation_bytes, plan_memory
-from skytrain.plan.timing import Pace, attention_flops, plan_timing, product_flops, recomputed_flops
+from skytrain.plan.timing import Pace, plan_timing
 from skytrain.plan.workload import Packed
 
 RESERVE = int(4e9)

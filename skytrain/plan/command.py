@@ -95,4 +95,4 @@ def _trace(settings: config.Config, one: object) -> int:
     from skytrain.plan.trace import trace
 
     s = one.setting
-    return trace(settings, s.model, ranks=one.gpus, tokens=s.tokens).peak
+    return trace(settings, s.model, ranks=one.gpus, tokens=s.tokens, policies=s.policies).peak

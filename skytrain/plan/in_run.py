@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import numpy as np
 import torch
 
 from skytrain.config import Config
+from skytrain.errors import UserError
 from skytrain.model import ModelConfig
 from skytrain.parallel import World
 from skytrain.plan import hardware
@@ -15,12 +18,23 @@ from skytrain.plan.report import counts_line, memory_line, time_line
 
 
 def planned(config: Config, model: ModelConfig, lengths: np.ndarray, world: World) -> Forecast:
-    """The same on every rank. lengths: int64, tokens of each document of an epoch. UserError as `forecast`."""
+    """The same on every rank. lengths: int64, tokens of each document of an epoch.
+
+    UserError as `forecast`, and where the ranks of this host need more of its memory than it has.
+    """
     device = hardware.of_name(hardware.device_name(world.device, world.size))
     if device is not None and world.device.type == "cuda":
         total = torch.cuda.get_device_properties(world.device).total_memory
         device = msgspec.structs.replace(device, memory_gib=total / hardware.GIB)
-    return forecast(config, model, lengths, world.size, device, config.log.price_per_gpu_hour)
+    plan = forecast(config, model, lengths, world.size, device, config.log.price_per_gpu_hour)
+    needed, there = world.local_size * plan.memory.host, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        # Pinned memory cannot be swapped: the system would end the run in its first forward pass.
+        raise UserError(
+            f"activations.offload: {world.local_size} rank(s) hold {needed / hardware.GIB:,.1f} GiB in this host's "
+            f'memory, which is {there / hardware.GIB:,.1f}; offload less, or keep = ["attention"] in its place'
+        )
+    return plan
 
 
 def lines(plan: Forecast) -> list[str]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skytrain import flops
-from skytrain.activations import Policy
+from skytrain.flops import attention_flops, product_flops, recomputed_flops
 from skytrain.model import ModelConfig
 from skytrain.plan.hardware import Device
 from skytrain.plan.memory import (
@@ -44,33 +44,6 @@ from skytrain.plan.workload import Packed
 KINDS = ("matmul", "attention", "recomputation", "traffic", "communication", "offload", "waiting", "optimizer")
 HOST_TRAFFIC = 28
 """Bytes of a parameter read and written by AdamW on the host, fp32: weight, two moments, both ways, gradient once."""
-
-
-def product_flops(c: ModelConfig) -> dict[str, int]:
-    """FLOPs a token of a layer's products in forward, under the names of config.OPERATIONS and "down"."""
-    h, q, k = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    inner = 2 * h * c.intermediate_size
-    return {"qkv": 2 * h * (q + 2 * k), "o_proj": 2 * q * h, "gate": inner, "up": inner, "down": inner}
-
-
-def attention_flops(c: ModelConfig) -> int:
-    """FLOPs of a layer's attention in forward for each squared length of a document, causal."""
-    return 2 * c.num_attention_heads * c.head_dim
-
-
-def recomputed_flops(c: ModelConfig, policy: Policy | None) -> tuple[int, int]:
-    """(products' FLOPs a token, attention's a squared length) that a layer's backward does again.
-
-    down_proj is not done again: backward needs its operands alone. Held queries and keys are those that attention
-    reads; where they have been normalised before, backward needs those before the norm as well.
-    """
-    if policy is None:
-        return 0, 0
-    held, each = policy.keep | policy.offload, product_flops(c)
-    products = sum(each[name] for name in ("qkv", "o_proj", "gate", "up") if name not in held)
-    if "qkv" in held and c.qk_norm:
-        products += 2 * c.hidden_size * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
-    return products, 0 if "attention" in held else attention_flops(c)
 
 
 def _forward_values(c: ModelConfig) -> int:

@@ -32,7 +32,7 @@ from skytrain import parallel
 from skytrain.config import Config
 from skytrain.model import Backends, CausalLM, ModelConfig
 from skytrain.optim import local
-from skytrain.plan.memory import Setting, state_bytes
+from skytrain.plan.memory import Policies, Setting, state_bytes
 
 
 class LiveBytes(TorchDispatchMode):
@@ -109,9 +109,10 @@ class Trace:
     after_forward: int
 
 
-def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int) -> Trace:
+def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int, policies: Policies | None = None) -> Trace:
     """One row of `tokens` targets a rank and two micro-batches a step. Offloaded values are gone at once, where on a
-    GPU those of two layers would be on their way. Raises RuntimeError where a process group is up."""
+    GPU those of two layers would be on their way. policies: of each layer, where the recipe leaves them to the plan.
+    Raises RuntimeError where a process group is up."""
     if dist.is_initialized():
         raise RuntimeError("a trace needs a process group of its own: end the one that is up")
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
@@ -121,7 +122,7 @@ def trace(config: Config, model: ModelConfig, *, ranks: int, tokens: int) -> Tra
         world = _world(config, ranks)
         with FakeTensorMode(), _quiet():
             network = _network(config, model)
-            host = parallel.shard(network, world, uncompiled)
+            host = parallel.shard(network, world, uncompiled, policies)
             network.to_empty(device="cpu")
             row = _row(tokens, model.vocab_size)
             for _micro_batch in range(2):  # of an untracked step

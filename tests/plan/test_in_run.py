@@ -1,15 +1,24 @@
 """A run says what it will take, and at its end how it came out; a measured machine's row is found by the next run."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 import runs
 from ranks import run_ranks
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
+from skytrain.activations import Policy
+from skytrain.config import Config
+from skytrain.data.dataset import TokenDataset
 from skytrain.errors import UserError
+from skytrain.hf import read_config
 from skytrain.plan import hardware
 from skytrain.plan.calibrate import calibrate
+from skytrain.plan.forecast import forecast
+from skytrain.plan.memory import plan_memory
 from skytrain.trainer import train
 
 
@@ -65,9 +74,15 @@ def test_calibrating_again_replaces_the_row_and_leaves_others(tmp_path):
     assert sorted(row.id.split("-")[0] for row in hardware.read(path)) == ["my", "your"]
 
 
-def measured(path: str) -> tuple[str, float]:
-    from pathlib import Path
+def budget(c: Config, model: Path, share: float) -> float:
+    """GiB from what a step takes with inputs alone (0) to what it takes with everything kept (1)."""
+    shapes, lengths = read_config(model), TokenDataset.open(Path(c.data.path)).lengths
+    kept = forecast(c, shapes, lengths, 1, None, None)
+    least = plan_memory(replace(kept.setting, policies=(Policy(),) * len(kept.setting.policies))).total
+    return (least + share * (kept.memory.total - least)) / hardware.GIB
 
+
+def measured(path: str) -> tuple[str, float]:
     row, _ = calibrate(Path(path), seconds=0.05)
     return row.name, row.link_gbs
 
@@ -91,6 +106,29 @@ def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path, own_rows):
         hardware.devices()
 
 
-def test_a_run_does_not_take_a_budget_in_silence(settings):
-    with pytest.raises(UserError, match=r"activations\.budget_gib: .*activations\.keep"):
-        train(settings(activations__checkpoint="selective", activations__budget_gib=1.0))
+def test_what_the_host_cannot_hold_is_refused_before_the_run(settings, monkeypatch):
+    monkeypatch.setattr("skytrain.plan.in_run.os.sysconf", lambda name: 100)
+    offloaded = {"activations__checkpoint": "selective", "activations__offload": ("attention",)}
+    with pytest.raises(UserError, match=r"activations\.offload: 1 rank\(s\) hold .* GiB in this host's memory"):
+        train(settings(**offloaded))
+    monkeypatch.undo()
+    train(settings(**offloaded))
+
+
+def test_a_run_holds_what_its_budget_allows(settings, model, capsys):
+    """From inputs alone to everything: each time more, told and counted, and no bit of a loss changes."""
+    seen = []
+    for share in (0.0, 0.5, 1.0):
+        c = settings(activations__checkpoint="selective", activations__budget_gib=budget(settings(), model, share))
+        run = train(msgspec.structs.replace(c, run=msgspec.structs.replace(c.run, dir=f"{c.run.dir}-{share}")))
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        seen.append(([line["loss"] for line in lines if "loss" in line], lines[0]["recomputed"]))
+        told = capsys.readouterr().out
+        assert {0.0: "hold inputs alone", 0.5: "keep", 1.0: "hold everything"}[share] in told
+    assert seen[0][0] == seen[1][0] == seen[2][0]
+    assert seen[0][1] > seen[1][1] > seen[2][1] == 0.0
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_with_what_is_needed(settings):
+    with pytest.raises(UserError, match=r"activations\.budget_gib = 0\.1: a step takes .* GiB"):
+        train(settings(activations__checkpoint="selective", activations__budget_gib=0.1))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from skytrain import config
 from skytrain.activations import Policy
 from skytrain.hf import read_config
 from skytrain.optim import local
+from skytrain.plan import hardware
+from skytrain.plan.forecast import forecast
 from skytrain.plan.memory import Setting, Sharding, offloaded_bytes, parameters, plan_memory, saved_bytes, state_bytes
 from skytrain.plan.trace import trace
-from skytrain.plan.workload import known_models
+from skytrain.plan.workload import drawn_lengths, known_models
 from skytrain.trainer import train_step
 
 LARGE = known_models()["qwen2.5-32b"]
@@ -105,25 +108,58 @@ def measured(c: config.Config) -> tuple[int, int, int]:
     return held + delta, max(len(row.input_ids) for row in step.rows), len(step.rows)
 
 
+def small_run(folder, ranks: int, **options) -> config.Config:
+    """In fp32: to multiply in bf16 a CPU makes wider copies inside of the operations, which a GPU does not."""
+    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "vocab_size": 600}
+    model = write_tiny_model(folder / "model", **shape)
+    documents = random_documents(4 * ranks, vocab=300, shortest=250, longest=350)
+    data = write_data(folder / "data", documents, model)
+    return settings(
+        model, data, folder / "run", batch__documents=4 * ranks, batch__max_tokens=700, kernels__head_chunk_mib=1,
+        **options,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("ranks", "checkpoint", "format"),
     [(1, "none", "fp32"), (1, "full", "fp32_8bit"), (2, "full", "fp32")],
 )
 def test_a_tiny_model_is_within_10_percent_of_its_measured_peak(tmp_path, ranks, checkpoint, format):
-    """In fp32: to multiply in bf16 a CPU makes wider copies inside of the operations, which a GPU does not."""
-    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3, "vocab_size": 600}
-    model = write_tiny_model(tmp_path / "model", **shape)
-    documents = random_documents(4 * ranks, vocab=300, shortest=250, longest=350)
-    data = write_data(tmp_path / "data", documents, model)
-    c = settings(
-        model, data, tmp_path / "run", batch__documents=4 * ranks, batch__max_tokens=700, optim__format=format,
-        activations__checkpoint=checkpoint, kernels__head_chunk_mib=1,
-    )  # fmt: skip
+    c = small_run(tmp_path, ranks, optim__format=format, activations__checkpoint=checkpoint)
     # In processes of their own, so that nothing is freed in the step that was made before it.
     peak, tokens, micro_batches = run_ranks(ranks, measured, c)[0]
-    s = replace(Setting.of(c, read_config(model), ranks, micro_batches), tokens=tokens)
+    s = replace(Setting.of(c, read_config(c.model.path), ranks, micro_batches), tokens=tokens)
     assert micro_batches == 2
     assert plan_memory(s).live == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.35, 0.7])
+def test_the_measured_peak_is_within_the_budget_and_5_percent(tmp_path, share):
+    """share: of what lies between keeping inputs alone and keeping everything."""
+    c = small_run(tmp_path, 1)
+    kept = plan_memory(replace(Setting.of(c, read_config(c.model.path), 1, 2)))
+    least = plan_memory(replace(Setting.of(c, read_config(c.model.path), 1, 2, (Policy(),) * 3)))
+    budget = least.total + share * (kept.total - least.total)
+    chosen = {"checkpoint": "selective", "budget_gib": budget / GIB}
+    c = msgspec.structs.replace(c, activations=msgspec.structs.replace(c.activations, **chosen))
+    peak, _, _ = run_ranks(1, measured, c)[0]
+    # A CPU's step has neither CUDA's context nor fragmentation, which are most of so small a budget.
+    assert peak <= 1.05 * (budget - least.kinds["buffers"])
+    assert peak >= 0.85 * (budget - kept.kinds["buffers"])
+
+
+@pytest.mark.parametrize("budget_gib", [22.0, 26.0, 32.0])
+def test_the_traced_peak_of_the_32b_is_within_the_budget_and_5_percent(budget_gib):
+    c = recipe(
+        16384, train={"compile": False}, optim={"format": "fp32_8bit"},
+        activations={"checkpoint": "selective", "budget_gib": budget_gib},
+    )  # fmt: skip
+    one = forecast(c, cut(8), drawn_lengths(800, 4660, 16384), 8, hardware.find("h100-80gb"), None)
+    policies = one.setting.policies
+    traced = trace(c, cut(8), ranks=8, tokens=16384, policies=policies).peak
+    leaving = 2 * max(offloaded_bytes(one.setting, policy) for policy in policies)  # a trace moves it at once
+    assert traced + one.memory.kinds["buffers"] <= 1.05 * budget_gib * GIB
+    assert traced + leaving + one.memory.kinds["buffers"] >= 0.8 * budget_gib * GIB
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 from skytrain import flops
 from skytrain.activations import Policy
 from skytrain.config import OPERATIONS
+from skytrain.flops import recomputed_flops
 from skytrain.plan import hardware
 from skytrain.plan.choice import choose, fits, rank
 from skytrain.plan.hardware import Efficiency
 from skytrain.plan.memory import Setting, Sharding, plan_memory
-from skytrain.plan.timing import KINDS, Pace, plan_counts, plan_timing, recomputed_flops
+from skytrain.plan.timing import KINDS, Pace, plan_counts, plan_timing
 from skytrain.plan.workload import Packed, known_models
 
 LARGE = known_models()["qwen2.5-32b"]
