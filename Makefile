@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic clean
+.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic bench-plan clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,10 @@ bench-kernels: setup
 
 bench-traffic: setup
 	$(BIN)/python bench/traffic.py
+
+# What the recipes take, by arithmetic and by a trace of the whole step: about ten minutes.
+bench-plan: setup
+	$(BIN)/python bench/plan.py
 
 clean:
 	rm -rf .venv build runs *.egg-info skytrain/*.so

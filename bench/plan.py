@@ -1,0 +1,78 @@
+"""What `skytrain plan` says of the recipes, and its memory beside that of a traced step of the whole model.
+
+    python bench/plan.py [--untraced]
+
+Each case is the command as a user types it. A trace takes one or two minutes, and about 1 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import record
+
+RECIPES = Path(__file__).parent.parent / "launch" / "recipes"
+GIB = 2**30
+SELECTIVE = ["activations.checkpoint=selective", "activations.offload=[]"]
+CASES: dict[str, list[str]] = {
+    "32B on 8, as the recipe is": ["sky_t1_32b.toml"],
+    "32B on 8, full recomputation": ["sky_t1_32b.toml", "activations.checkpoint=full", "activations.offload=[]"],
+    "32B on 8, attention kept": ["sky_t1_32b.toml", *SELECTIVE, 'activations.keep=["attention"]'],
+    "32B on 8, budget_gib = auto": ["sky_t1_32b.toml", *SELECTIVE, "activations.budget_gib=auto"],
+    "32B on 8, split_8bit, attention kept": [
+        "sky_t1_32b.toml", *SELECTIVE, 'activations.keep=["attention"]', "optim.format=split_8bit",
+    ],
+    "7B on 1, split_8bit": ["sky_t1_7b.toml", "optim.format=split_8bit", "--gpus", "1"],
+}  # fmt: skip
+
+
+def plan(words: list[str], *, traced: bool) -> tuple[dict, float]:
+    """(what the command says as JSON, seconds)."""
+    command = [str(Path(sys.executable).with_name("skytrain")), "plan", str(RECIPES / words[0]), *words[1:], "--json"]
+    begin = time.perf_counter()
+    done = subprocess.run(command + ["--trace"] * traced, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout), time.perf_counter() - begin
+
+
+def values(found: dict, seconds: float) -> dict[str, tuple[float, str]]:
+    memory, timing = found["memory"], found["time"]
+    live = memory["total"] - memory["bytes"]["buffers"]
+    result = {
+        "total": (memory["total"] / GIB, "GiB"),
+        "spare": (memory["spare"] / 1e9, "GB"),
+        "pinned on the host, a GPU": (memory["host"] / GIB, "GiB"),
+        "step": (timing["seconds_a_step"], "s"),
+        "run": (timing["hours"], "h"),
+        "MFU": (100 * timing["mfu"], "%"),
+        "tensors, planned": (live / GIB, "GiB"),
+    }
+    if timing["money"] is not None:
+        result["money"] = (timing["money"], "USD")
+    if "traced_bytes" in found:
+        result["tensors, traced"] = (found["traced_bytes"] / GIB, "GiB")
+        result["planned over traced"] = (100 * live / found["traced_bytes"], "%")
+    return result | {"the command takes": (seconds, "s")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--untraced", action="store_true", help="the arithmetic alone")
+    traced = not parser.parse_args().untraced
+    rows = []
+    for case, words in CASES.items():
+        found = values(*plan(words, traced=traced))
+        print(case + ": " + ", ".join(f"{metric} {value:.5g} {unit}" for metric, (value, unit) in found.items()))
+        rows += [
+            {"case": case, "metric": metric, "value": f"{value:.6g}", "unit": unit}
+            for metric, (value, unit) in found.items()
+        ]
+    print(record.append("plan", rows))
+
+
+if __name__ == "__main__":
+    main()
