@@ -27,7 +27,7 @@ CASES: dict[str, list[str]] = {
     "32B on 8, split_8bit, attention kept": [
         "sky_t1_32b.toml", *SELECTIVE, 'activations.keep=["attention"]', "optim.format=split_8bit",
     ],
-    "7B on 1, split_8bit": ["sky_t1_7b.toml", "optim.format=split_8bit", "--gpus", "1"],
+    "7B on 1": ["sky_t1_7b.toml", "--gpus", "1"],
 }  # fmt: skip
 
 

@@ -61,10 +61,12 @@ class Optim(Section):
     """Largest norm of the whole gradient; none for no clipping."""
     decay_embeddings: bool = True
     """Whether weight decay applies to the token embedding, and to the head where it is the same tensor."""
-    format: Literal["fp32", "fp32_8bit", "split_8bit"] = "fp32"
+    format: Literal["auto", "fp32", "fp32_8bit", "split_8bit"] = "auto"
     """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter); fp32 with 8-bit moments (10.1);
     or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1). How a code is rounded
-    depends on the sharding, so that runs on other numbers of ranks differ by it."""
+    depends on the sharding, so that runs on other numbers of ranks differ by it. auto: the first of these that the
+    device's memory holds with 4 GB to spare by the plan (fp32 where the hardware table does not know the device); a
+    resumed run stays with what it began with."""
 
 
 class Schedule(Section):
@@ -298,7 +300,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
         ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
         ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
-        ("optim.format", c.optim.format == "fp32" or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
+        ("optim.format", c.optim.format in ("auto", "fp32") or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
         (
             "optim.format",
             c.optim.format != "split_8bit" or c.train.dtype == "bfloat16",

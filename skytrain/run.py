@@ -28,7 +28,7 @@ from skytrain.model import Backends, CausalLM, ModelConfig
 from skytrain.offload import HostMemory
 from skytrain.parallel import World
 from skytrain.plan import in_run
-from skytrain.plan.forecast import Forecast
+from skytrain.plan.forecast import Forecast, with_format
 
 
 class Guard:
@@ -103,7 +103,10 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
         epochs=settings.train.epochs, max_steps=settings.train.max_steps,
     )  # fmt: skip
+    if resume:
+        settings = with_format_of(settings, Path(settings.run.dir))
     plan = in_run.planned(settings, model_config, data.lengths, world)
+    settings = with_format(settings, plan.setting.format)
     validation = None
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)
@@ -133,6 +136,14 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     feed = Feed(data, planner, world.rank, world.device)
     guard = Guard(world.device)
     return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, host)
+
+
+def with_format_of(settings: Config, folder: Path) -> Config:
+    """The settings with the optimizer's format of the run that is to be resumed, where they leave it open."""
+    written = folder / "config.toml"
+    if settings.optim.format != "auto" or not written.exists():
+        return settings
+    return with_format(settings, config.load(written).optim.format)
 
 
 def resolve_backends(settings: Config, device: torch.device) -> Backends:
@@ -288,6 +299,7 @@ def describe(run: Run) -> list[str]:
         f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
         f"attention {run.backends.attention}, kernels {run.backends.kernels}, torch {torch.__version__}",
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
+        f"optimizer {c.optim.name}, states {c.optim.format}",
         *in_run.lines(run.plan),
     ]
     longest = int(run.feed.dataset.lengths.max())

@@ -60,7 +60,7 @@ ONE, NO = torch.ones(()), torch.zeros(())
 
 def test_adamw_equals_torch_and_leaves_vectors_undecayed():
     ours, theirs = parameters(), parameters()
-    config = Optim(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.95))
+    config = Optim(format="fp32", lr=1e-2, weight_decay=0.1, betas=(0.8, 0.95))
     optimizer = Optimizer(ours.items(), config)
     groups = [
         {"params": [theirs["w"], theirs["e"]], "weight_decay": 0.1},
@@ -79,7 +79,7 @@ def test_adamw_equals_torch_and_leaves_vectors_undecayed():
 
 def test_the_divisor_clips_and_the_skip_changes_nothing():
     ours, clipped = parameters(), parameters()
-    optimizer, reference = (Optimizer(p.items(), Optim()) for p in (ours, clipped))
+    optimizer, reference = (Optimizer(p.items(), Optim(format="fp32")) for p in (ours, clipped))
     give_gradients(ours, 1)
     give_gradients(clipped, 1, size=0.25)
     optimizer.step(1e-2, torch.tensor(4.0), NO)
@@ -145,7 +145,7 @@ def test_the_embedding_may_be_left_undecayed(format):
 
 def test_sgd_is_one_line_of_arithmetic():
     ours = parameters()
-    optimizer = Optimizer(ours.items(), Optim(name="sgd", weight_decay=0.5))
+    optimizer = Optimizer(ours.items(), Optim(format="fp32", name="sgd", weight_decay=0.5))
     give_gradients(ours, 3)
     expected = {
         name: p.detach() - 0.1 * (p.grad / 2 + (0.5 * p.detach() if p.ndim > 1 else 0)) for name, p in ours.items()

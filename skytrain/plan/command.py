@@ -92,7 +92,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 def _trace(settings: config.Config, one: object) -> int:
     """Bytes of tensors at the peak of a traced step of the fullest row."""
+    from skytrain.plan.forecast import with_format
     from skytrain.plan.trace import trace
 
     s = one.setting
-    return trace(settings, s.model, ranks=one.gpus, tokens=s.tokens, policies=s.policies).peak
+    return trace(with_format(settings, s.format), s.model, ranks=one.gpus, tokens=s.tokens, policies=s.policies).peak

@@ -49,11 +49,44 @@ def forecast(
 ) -> Forecast:  # fmt: skip
     """What the recipe will take. packed: of these lengths on so many GPUs, where it is known already.
 
-    UserError: ranks that the nodes do not divide, documents that cannot be packed, a budget that cannot be kept.
+    Where optim.format is "auto" the forecast's setting has the format that it comes to. UserError: ranks that the
+    nodes do not divide, documents that cannot be packed, a budget that cannot be kept.
     """
     if gpus % config.parallel.nodes:
         raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of GPUs, {gpus}")
     packed = packed or pack(config, model, lengths, gpus, config.batch.max_tokens)
+    if config.optim.format != "auto":
+        return _of_format(config, model, packed, gpus, device, price)
+    closest, problem = None, None
+    for format in _able(config) if device is not None else ["fp32"]:
+        try:
+            one = _of_format(with_format(config, format), model, packed, gpus, device, price)
+        except UserError as error:  # the budget cannot be kept
+            problem = error
+            continue
+        if device is None or one.spare >= RESERVE:
+            return one
+        if closest is None or one.spare > closest.spare:
+            closest = one
+    if closest is None:
+        raise problem
+    return closest
+
+
+def with_format(config: Config, format: str) -> Config:
+    return _changed(config, optim={"format": format})
+
+
+def _able(config: Config) -> list[str]:
+    """Formats that the recipe can have."""
+    if config.optim.name != "adamw":
+        return ["fp32"]
+    return [format for format in FORMATS if format != "split_8bit" or config.train.dtype == "bfloat16"]
+
+
+def _of_format(
+    config: Config, model: ModelConfig, packed: Packed, gpus: int, device: Device | None, price: float | None
+) -> Forecast:
     policies = recipe_policies(config, model)
     setting = replace(Setting.of(config, model, gpus, packed.micro_batches, policies), tokens=packed.fullest)
     if config.activations.budget_gib is not None:
@@ -95,7 +128,7 @@ class Alternative:
     of it the one with the most exact states, and of these the shortest."""
 
 
-FORMATS = typing.get_args(typing.get_type_hints(Optim)["format"])
+FORMATS = [name for name in typing.get_args(typing.get_type_hints(Optim)["format"]) if name != "auto"]
 """That a recipe can name, the most exact first."""
 ACTIVATIONS: tuple[tuple[str, dict[str, object]], ...] = (
     ("none", {"checkpoint": "none"}),
@@ -118,7 +151,7 @@ def alternatives(
             if rows < lengths.max() or len(lengths) < count:
                 continue
             packed = pack(config, model, lengths, count, rows)
-            for format in FORMATS:
+            for format in _able(config):
                 for label, activations in ACTIVATIONS:
                     plain = {"keep": (), "offload": (), "budget_gib": None}
                     other = _changed(

@@ -59,7 +59,9 @@ def test_what_layers_hold_chosen_for_the_node_the_32b_takes_under_3_and_a_half_h
 
 
 def test_the_7b_fits_one_gpu_of_80_gb_in_split_weights_alone(capsys):
-    found = as_json(capsys, SEVEN, "--gpus", "1", "optim.format=split_8bit")
+    found = as_json(capsys, SEVEN, "--gpus", "1")
+    assert found["format"] == "split_8bit"
+    assert as_json(capsys, SEVEN, "--gpus", "2")["format"] == "fp32"
     assert found["memory"]["spare"] >= 4e9
     assert as_json(capsys, SEVEN, "--gpus", "1", "optim.format=fp32_8bit")["memory"]["fits"] is False
 

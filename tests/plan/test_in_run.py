@@ -10,6 +10,7 @@ import runs
 from ranks import run_ranks
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
+from skytrain import config
 from skytrain.activations import Policy
 from skytrain.config import Config
 from skytrain.data.dataset import TokenDataset
@@ -132,3 +133,17 @@ def test_a_run_holds_what_its_budget_allows(settings, model, capsys):
 def test_a_budget_that_cannot_be_kept_is_refused_with_what_is_needed(settings):
     with pytest.raises(UserError, match=r"activations\.budget_gib = 0\.1: a step takes .* GiB"):
         train(settings(activations__checkpoint="selective", activations__budget_gib=0.1))
+
+
+def test_a_format_left_open_is_the_plan_s_and_a_resumed_run_keeps_its_own(settings, own_rows, tmp_path, monkeypatch):
+    """The most exact that leaves 4 GB of the device; where nothing is known of the device, fp32."""
+    run = train(settings(train__max_steps=1, optim__format="auto"))
+    assert run.config.optim.format == "fp32"
+    assert config.load(run.folder / "config.toml").optim.format == "fp32"
+    row, _ = calibrate(None, seconds=0.01)
+    small = msgspec.structs.replace(row, memory_gib=(run.plan.memory.total + 3.9e9) / hardware.GIB)
+    monkeypatch.setattr(hardware, "of_name", lambda name: small)
+    resumed = train(settings(train__max_steps=2, optim__format="auto"), resume=True)
+    assert (resumed.config.optim.format, resumed.done) == ("fp32", 2)
+    other = train(settings(train__max_steps=1, optim__format="auto", run__dir=str(tmp_path / "other")))
+    assert other.config.optim.format == "fp32_8bit"

@@ -28,7 +28,7 @@ GIB = 2**30
 
 def recipe(tokens: int, **sections) -> config.Config:
     base = {"run": {"dir": "x"}, "model": {"path": "x"}, "data": {"path": "x"}}
-    base["batch"] = {"documents": 96, "max_tokens": tokens}
+    base |= {"batch": {"documents": 96, "max_tokens": tokens}, "optim": {"format": "fp32"}}
     return config._resolve(base | sections, "test")
 
 
@@ -136,7 +136,7 @@ def test_a_tiny_model_is_within_10_percent_of_its_measured_peak(tmp_path, ranks,
 @pytest.mark.parametrize("share", [0.0, 0.35, 0.7])
 def test_the_measured_peak_is_within_the_budget_and_5_percent(tmp_path, share):
     """share: of what lies between keeping inputs alone and keeping everything."""
-    c = small_run(tmp_path, 1)
+    c = small_run(tmp_path, 1, optim__format="fp32")
     kept = plan_memory(replace(Setting.of(c, read_config(c.model.path), 1, 2)))
     least = plan_memory(replace(Setting.of(c, read_config(c.model.path), 1, 2, (Policy(),) * 3)))
     budget = least.total + share * (kept.total - least.total)
