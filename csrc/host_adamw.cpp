@@ -1,22 +1,52 @@
 // Picks the instruction set of AdamW on host memory when the program runs.
 //
 // All sets give the same bits, those of the reference in kernels/adamw.py: the arithmetic is IEEE's, element by element,
-// with exact roots and quotients, and no product is contracted with a sum. That costs nothing, since memory is the
-// bottleneck.
+// with exact roots and quotients, and no product is contracted with a sum.
 
 #include "host_adamw.h"
 
-#include <cmath>
+#include <algorithm>
 
-#define INLINE inline __attribute__((always_inline))
+#include "host_adamw_lanes.h"
+
+// AVX-512 has fused multiply-add within it, other targets by default.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #else
-// Without errno a root is one instruction, and a loop around it can be vectorised.
-#pragma GCC optimize("fp-contract=off", "no-math-errno")
+#pragma GCC optimize("fp-contract=off")
 #endif
 
 namespace skytrain {
+namespace {
+
+// As in kernels/quantize.py.
+constexpr float kTop = 1.875f, kPerTop = static_cast<float>(1 / 1.875), kSmallest = 1e-37f;
+constexpr float kFirst = 0x1p-112f, kSecond = 0x1p-96f;
+constexpr uint32_t kMask = (1u << 20) - 1, kPerElement = 791559, kPerStep = 648055, kPerTensor = 434335;
+
+// HostStep, and the products that are the same for all elements of a tensor.
+struct Constants {
+  float scale, rest1, rest2, eps, root, decay, move;
+  uint32_t dither;
+
+  Constants(const HostTensor& tensor, const HostStep& s)
+      : scale(s.scale), rest1(s.rest1), rest2(s.rest2), eps(s.eps), root(s.root), decay(s.rate * tensor.decay),
+        move(s.rate * s.first),
+        dither(static_cast<uint32_t>(s.step) * kPerStep + static_cast<uint32_t>(tensor.number) * kPerTensor) {}
+};
+
+// Of a group whose largest absolute value has these bits.
+struct Range {
+  float inverse, scale;
+
+  explicit Range(int32_t bits) {
+    const float top = bit_cast<float>(std::max(bits, bit_cast<int32_t>(kSmallest)));
+    inverse = kTop / top;
+    scale = top * kPerTop;
+  }
+};
+
+}  // namespace
 
 namespace plain {
 #include "host_adamw_kernel.h"
@@ -30,16 +60,14 @@ namespace avx2 {
 }
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512f")
 namespace avx512 {
 #include "host_adamw_kernel.h"
 }
 #pragma GCC pop_options
 
 bool runs_here(Isa isa) {
-  if (isa == Isa::kAvx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::kAvx512) return __builtin_cpu_supports("avx512f");
   return isa == Isa::kPlain || __builtin_cpu_supports("avx2");
 }
 #else
@@ -49,12 +77,13 @@ bool runs_here(Isa isa) { return isa == Isa::kPlain; }
 #endif
 
 void host_adamw(const HostTensor& tensor, const HostStep& step, int64_t begin, int64_t end, Isa isa) {
+  const Constants constants(tensor, step);
   if (isa == Isa::kAvx512)
-    avx512::update(tensor, step, begin, end);
+    avx512::update(constants, tensor, begin, end);
   else if (isa == Isa::kAvx2)
-    avx2::update(tensor, step, begin, end);
+    avx2::update(constants, tensor, begin, end);
   else
-    plain::update(tensor, step, begin, end);
+    plain::update(constants, tensor, begin, end);
 }
 
 }  // namespace skytrain

@@ -1,0 +1,115 @@
+// The vectors that host_adamw_kernel.h is written in: one element, and the 8 or 16 that AVX2 and AVX-512 have. What these
+// operators cannot say is a function of the same name in each namespace. Included by host_adamw.cpp.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+// Vectors wider than the plain target's registers change the ABI of functions, but these are all inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
+// GCC 12 says it of its own AVX-512 intrinsics.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+namespace skytrain {
+
+template <class To, class From>
+INLINE To bit_cast(const From& from) {
+  To to;
+  static_assert(sizeof to == sizeof from);
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+namespace plain {
+constexpr int64_t kLanes = 1;
+typedef float Lanes;
+typedef int32_t IntLanes;
+typedef uint32_t UintLanes;
+
+INLINE Lanes root(Lanes x) { return std::sqrt(x); }
+INLINE int32_t largest(IntLanes x) { return x; }
+INLINE IntLanes load(const int8_t* p) { return *p; }
+INLINE IntLanes load(const uint8_t* p) { return *p; }
+INLINE IntLanes load(const uint16_t* p) { return *p; }
+INLINE void store(int8_t* p, IntLanes x) { *p = static_cast<int8_t>(x); }
+INLINE void store(uint8_t* p, IntLanes x) { *p = static_cast<uint8_t>(x); }
+INLINE void store(uint16_t* p, IntLanes x) { *p = static_cast<uint16_t>(x); }
+}  // namespace plain
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace avx2 {
+constexpr int64_t kLanes = 8;
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t IntLanes __attribute__((vector_size(32)));
+typedef uint32_t UintLanes __attribute__((vector_size(32)));
+
+INLINE Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
+INLINE IntLanes load(const int8_t* p) {
+  return (IntLanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE IntLanes load(const uint8_t* p) {
+  return (IntLanes)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE IntLanes load(const uint16_t* p) {
+  return (IntLanes)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE __m128i low(IntLanes x) { return _mm256_castsi256_si128((__m256i)x); }
+INLINE __m128i high(IntLanes x) { return _mm256_extracti128_si256((__m256i)x, 1); }
+INLINE int32_t largest(IntLanes x) {
+  __m128i four = _mm_max_epi32(low(x), high(x));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+  return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+INLINE void store(int8_t* p, IntLanes x) {
+  const __m128i words = _mm_packs_epi32(low(x), high(x));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+INLINE void store(uint8_t* p, IntLanes x) {
+  const __m128i words = _mm_packs_epi32(low(x), high(x));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+}
+INLINE void store(uint16_t* p, IntLanes x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low(x), high(x)));
+}
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f")
+namespace avx512 {
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t IntLanes __attribute__((vector_size(64)));
+typedef uint32_t UintLanes __attribute__((vector_size(64)));
+
+INLINE Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
+INLINE int32_t largest(IntLanes x) { return _mm512_reduce_max_epi32((__m512i)x); }
+INLINE IntLanes load(const int8_t* p) {
+  return (IntLanes)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE IntLanes load(const uint8_t* p) {
+  return (IntLanes)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE IntLanes load(const uint16_t* p) {
+  return (IntLanes)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+INLINE void store(int8_t* p, IntLanes x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
+}
+INLINE void store(uint8_t* p, IntLanes x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)x));
+}
+INLINE void store(uint16_t* p, IntLanes x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)x));
+}
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+}  // namespace skytrain
