@@ -24,6 +24,8 @@ constexpr float kTop = 1.875f, kPerTop = static_cast<float>(1 / 1.875), kSmalles
 constexpr float kFirst = 0x1p-112f, kSecond = 0x1p-96f;
 constexpr uint32_t kMask = (1u << 20) - 1, kPerElement = 791559, kPerStep = 648055, kPerTensor = 434335;
 
+constexpr int64_t kChunk = 4;  // groups that are worked on at once: 4 KiB of moments
+
 // HostStep, and the products that are the same for all elements of a tensor.
 struct Constants {
   float scale, rest1, rest2, eps, root, decay, move;

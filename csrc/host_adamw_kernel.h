@@ -2,113 +2,170 @@
 // Included by host_adamw.cpp once for each instruction set, in the namespace of its lanes; so no include guard here.
 
 INLINE Lanes& at(float* p) { return *reinterpret_cast<Lanes*>(p); }
+INLINE const Lanes& at(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
 INLINE IntLanes bits_of(Lanes x) { return bit_cast<IntLanes>(x); }
 INLINE Lanes of_bits(IntLanes x) { return bit_cast<Lanes>(x); }
 
-INLINE Lanes load_gradient(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+INLINE Lanes load_gradient(const float* p) { return at(p); }
 INLINE Lanes load_gradient(const uint16_t* bf16) { return of_bits(load(bf16) << 16); }
 
-// To bf16: nearest, ties to even. NaN becomes the canonical one, since the nearest pattern of some NaNs is infinity's.
-INLINE IntLanes narrow(Lanes x) {
-  const UintLanes bits = bit_cast<UintLanes>(x);
-  const UintLanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  return x == x ? bit_cast<IntLanes>(rounded) : IntLanes{} + 0x7FC0;
+// The numbers of a step in every lane: locals, since the compiler would read `Constants` again after each store.
+struct Wide {
+  Lanes scale, rest1, rest2, eps, root, decay, move;
+
+  INLINE explicit Wide(const Constants& c)
+      : scale(Lanes{} + c.scale), rest1(Lanes{} + c.rest1), rest2(Lanes{} + c.rest2), eps(Lanes{} + c.eps),
+        root(Lanes{} + c.root), decay(Lanes{} + c.decay), move(Lanes{} + c.move) {}
+};
+
+// n is a multiple of kLanes here, and at most kGroup, so that everything stays in the first cache from loop to loop. One
+// loop for all would be slower: from a code to a weight is too long a chain for the processor to have enough of them in
+// flight, and the divider waits.
+template <class Gradient>
+INLINE void advance(const Wide& c, const Gradient* gradient, float* ms, float* vs, float* ws, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Lanes g = load_gradient(gradient + i) * c.scale, m_old = at(ms + i), v_old = at(vs + i), w = at(ws + i);
+    const Lanes m = m_old + (g - m_old) * c.rest1;
+    const Lanes v = v_old + (g * g - v_old) * c.rest2;
+    at(ws + i) = w - (w * c.decay + m / (square_root(v) * c.root + c.eps) * c.move);
+    at(ms + i) = m;
+    at(vs + i) = v;
+  }
 }
 
-INLINE void advance(const Constants& c, Lanes g, Lanes& m, Lanes& v, Lanes& w) {
-  g = g * c.scale;
-  m = m + (g - m) * c.rest1;
-  v = v + (g * g - v) * c.rest2;
-  w = w - (w * c.decay + m / (root(v) * c.root + c.eps) * c.move);
+// To bf16: nearest, ties to even. NaN becomes the canonical one, since the nearest pattern of some NaNs is infinity's.
+INLINE void narrow(const float* ws, uint16_t* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Lanes w = at(ws + i);
+    const UintLanes bits = bit_cast<UintLanes>(w);
+    const UintLanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    store(out + i, w == w ? bit_cast<IntLanes>(rounded) : IntLanes{} + 0x7FC0);
+  }
 }
 
 // Elements [begin, end) of a tensor with fp32 moments.
 template <class Gradient, bool kOut>
 INLINE void update_fp32(const Constants& c, const HostTensor& t, int64_t begin, int64_t end) {
-  float* const exp_avg = static_cast<float*>(t.exp_avg);
-  float* const exp_avg_sq = static_cast<float*>(t.exp_avg_sq);
+  const Wide wide(c);
   const Gradient* const gradient = static_cast<const Gradient*>(t.gradient);
+  float *const ms = static_cast<float*>(t.exp_avg), *const vs = static_cast<float*>(t.exp_avg_sq);
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    Lanes m = at(exp_avg + i), v = at(exp_avg_sq + i), w = at(t.weight + i);
-    advance(c, load_gradient(gradient + i), m, v, w);
-    at(exp_avg + i) = m;
-    at(exp_avg_sq + i) = v;
-    at(t.weight + i) = w;
-    if constexpr (kOut) store(t.out + i, narrow(w));
+  while (i + kLanes <= end) {
+    const int64_t n = std::min(kGroup, (end - i) / kLanes * kLanes);
+    advance(wide, gradient + i, ms + i, vs + i, t.weight + i, n);
+    if constexpr (kOut) narrow(t.weight + i, t.out + i, n);
+    i += n;
   }
   if constexpr (kLanes > 1) plain::update_fp32<Gradient, kOut>(c, t, i, end);
 }
 
-// The moment of a code; unit: kFirst or kSecond.
-INLINE Lanes decode(IntLanes code, float unit, float scale) {
-  const IntLanes size = code < 0 ? -code : code;
-  const IntLanes sign = code & INT32_MIN;
-  return of_bits(bits_of(of_bits(size << 20) * (1 / unit)) | sign) * scale;
+INLINE Lanes decode_first(IntLanes code, float scale) {
+  const IntLanes size = code < 0 ? -code : code, sign = code & INT32_MIN;
+  return of_bits(bits_of(of_bits(size << 20) * (1 / kFirst)) | sign) * scale;
 }
 
-INLINE UintLanes relative(Lanes x, float inverse, float unit) {
-  return bit_cast<UintLanes>(of_bits(bits_of(x) & INT32_MAX) * inverse * unit);
-}
+INLINE Lanes decode_second(IntLanes code, float scale) { return of_bits(code << 20) * (1 / kSecond) * scale; }
 
+// `store` saturates codes. They come out of range only in a group with infinities or NaN, whose scale is one as well.
 INLINE IntLanes encode_first(Lanes m, float inverse) {
-  const IntLanes code = bit_cast<IntLanes>(relative(m, inverse, kFirst) + 0x80000) >> 20;
-  const IntLanes size = code < 127 ? code : IntLanes{} + 127;
-  return m < 0 ? -size : size;
+  const IntLanes x = bits_of(m * inverse * kFirst);
+  return with_sign(bit_cast<IntLanes>(bit_cast<UintLanes>(x & INT32_MAX) + 0x80000) >> 20, x);
 }
 
 INLINE IntLanes encode_second(Lanes v, float inverse, UintLanes offset) {
-  IntLanes code = bit_cast<IntLanes>(relative(v, inverse, kSecond) + offset) >> 20;
-  code = code > 1 ? code : IntLanes{} + 1;
-  code = code < 255 ? code : IntLanes{} + 255;
-  return v > 0 ? code : IntLanes{};
+  const IntLanes least = IntLanes{} + 1;
+  const IntLanes code = bit_cast<IntLanes>(bit_cast<UintLanes>(v * inverse * kSecond) + offset) >> 20;
+  return v > 0 ? (code > least ? code : least) : IntLanes{};
 }
 
-// A group of n elements from `first` on. It is decoded, updated and coded while it is in the first cache.
+// Of n numbers. Bits of numbers >= 0 are in the order of the numbers, with NaN above all.
+INLINE Range range_of(const float* x, int64_t n) {
+  IntLanes top{};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const IntLanes bits = bits_of(at(x + i)) & INT32_MAX;
+    top = bits > top ? bits : top;
+  }
+  return Range(largest(top));
+}
+
+INLINE void encode(const float* ms, const float* vs, int8_t* m_codes, uint8_t* v_codes, float m_inverse,
+                   float v_inverse, uint32_t start, int64_t n) {
+  uint32_t offsets[kLanes];
+  for (uint32_t i = 0; i < kLanes; ++i) offsets[i] = i * kPerElement + start;
+  UintLanes offset = bit_cast<UintLanes>(offsets);
+  for (int64_t i = 0; i < n; i += kAtOnce * kLanes) {
+    IntLanes m[kAtOnce], v[kAtOnce];
+    for (int64_t j = 0; j < kAtOnce; ++j) {
+      m[j] = encode_first(at(ms + i + j * kLanes), m_inverse);
+      v[j] = encode_second(at(vs + i + j * kLanes), v_inverse, offset & kMask);
+      offset += static_cast<uint32_t>(kLanes) * kPerElement;
+    }
+    store(m_codes + i, m);
+    store(v_codes + i, v);
+  }
+}
+
+// For the groups after the next ones: coding, which reads nothing else, is the time to fetch them.
 template <class Gradient, bool kOut>
-INLINE void update_group(const Constants& c, const HostTensor& t, int64_t group, int64_t first, int64_t n,
-                         uint32_t dither) {
+INLINE void prefetch_group(const HostTensor& t, int64_t first) {
+  const Gradient* const gradient = static_cast<const Gradient*>(t.gradient);
+  constexpr int64_t kLine = 64;
+  for (int64_t i = first; i < first + kGroup; i += kLine / 4) __builtin_prefetch(t.weight + i);
+  for (int64_t i = first; i < first + kGroup; i += kLine / sizeof(Gradient)) __builtin_prefetch(gradient + i);
+  for (int64_t i = first; kOut && i < first + kGroup; i += kLine / 2) __builtin_prefetch(t.out + i, 1);
+  for (int64_t i = first; i < first + kGroup; i += kLine) {
+    __builtin_prefetch(static_cast<int8_t*>(t.exp_avg) + i);
+    __builtin_prefetch(static_cast<uint8_t*>(t.exp_avg_sq) + i);
+  }
+}
+
+// `count` groups of a row from `group` on, at most kChunk: n elements from `first` on, whole groups but for plain lanes.
+template <class Gradient, bool kOut>
+INLINE void update_groups(const Constants& c, const HostTensor& t, int64_t group, int64_t count, int64_t first,
+                          int64_t n) {
   const Gradient* const gradient = static_cast<const Gradient*>(t.gradient) + first;
   int8_t* const m_codes = static_cast<int8_t*>(t.exp_avg) + first;
   uint8_t* const v_codes = static_cast<uint8_t*>(t.exp_avg_sq) + first;
-  const float m_scale = t.exp_avg_scale[group], v_scale = t.exp_avg_sq_scale[group];
-  alignas(64) float ms[kGroup], vs[kGroup];
-  IntLanes m_top{}, v_top{};  // bits of numbers >= 0 are in the order of the numbers, NaN's above all
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Lanes m = decode(load(m_codes + i), kFirst, m_scale), v = decode(load(v_codes + i), kSecond, v_scale);
-    Lanes w = at(t.weight + first + i);
-    advance(c, load_gradient(gradient + i), m, v, w);
-    at(t.weight + first + i) = w;
-    if constexpr (kOut) store(t.out + first + i, narrow(w));
-    const IntLanes m_bits = bits_of(m) & INT32_MAX, v_bits = bits_of(v) & INT32_MAX;
-    m_top = m_bits > m_top ? m_bits : m_top;
-    v_top = v_bits > v_top ? v_bits : v_top;
-    at(ms + i) = m;
-    at(vs + i) = v;
+  float *const m_scales = t.exp_avg_scale + group, *const v_scales = t.exp_avg_sq_scale + group;
+  alignas(64) float ms[kChunk * kGroup], vs[kChunk * kGroup];
+  float m_inverse[kChunk], v_inverse[kChunk];
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t end = std::min(n, (j + 1) * kGroup);
+    for (int64_t i = j * kGroup; i < end; i += kLanes) {
+      at(ms + i) = decode_first(load(m_codes + i), m_scales[j]);
+      at(vs + i) = decode_second(load(v_codes + i), v_scales[j]);
+    }
   }
-  const Range m_range(largest(m_top)), v_range(largest(v_top));
-  t.exp_avg_scale[group] = m_range.scale;
-  t.exp_avg_sq_scale[group] = v_range.scale;
-  uint32_t offsets[kLanes];
-  for (uint32_t i = 0; i < kLanes; ++i) offsets[i] = (static_cast<uint32_t>(first) + i) * kPerElement + dither;
-  UintLanes offset = bit_cast<UintLanes>(offsets);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    store(m_codes + i, encode_first(at(ms + i), m_range.inverse));
-    store(v_codes + i, encode_second(at(vs + i), v_range.inverse, offset & kMask));
-    offset += static_cast<uint32_t>(kLanes) * kPerElement;
+  advance(Wide(c), gradient, ms, vs, t.weight + first, n);
+  if constexpr (kOut) narrow(t.weight + first, t.out + first, n);
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t size = std::min(kGroup, n - j * kGroup);
+    const Range m = range_of(ms + j * kGroup, size), v = range_of(vs + j * kGroup, size);
+    m_scales[j] = m.scale;
+    v_scales[j] = v.scale;
+    m_inverse[j] = m.inverse;
+    v_inverse[j] = v.inverse;
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t i = j * kGroup;
+    const uint32_t start = static_cast<uint32_t>(first + i) * kPerElement + c.dither;
+    prefetch_group<Gradient, kOut>(t, first + kChunk * kGroup + i);
+    encode(ms + i, vs + i, m_codes + i, v_codes + i, m_inverse[j], v_inverse[j], start, std::min(kGroup, n - i));
   }
 }
 
 // Groups [begin, end) of a tensor with 8-bit moments.
 template <class Gradient, bool kOut>
 INLINE void update_8bit(const Constants& c, const HostTensor& t, int64_t begin, int64_t end) {
-  for (int64_t group = begin; group < end; ++group) {
-    const int64_t row = group / t.groups_per_row(), column = (group - row * t.groups_per_row()) * kGroup;
-    const int64_t first = row * t.columns + column;
-    if (t.columns - column >= kGroup)
-      update_group<Gradient, kOut>(c, t, group, first, kGroup, c.dither);
+  const int64_t per_row = t.groups_per_row();
+  for (int64_t group = begin; group < end;) {
+    const int64_t row = group / per_row, column = (group - row * per_row) * kGroup, first = row * t.columns + column;
+    const int64_t whole = std::min({(t.columns - column) / kGroup, end - group, kChunk});
+    if (whole > 0)
+      update_groups<Gradient, kOut>(c, t, group, whole, first, whole * kGroup);
     else  // the short group at the end of a row
-      plain::update_group<Gradient, kOut>(c, t, group, first, t.columns - column, c.dither);
+      plain::update_groups<Gradient, kOut>(c, t, group, 1, first, t.columns - column);
+    group += std::max<int64_t>(whole, 1);
   }
 }
 
