@@ -39,7 +39,7 @@ else:
             extra_link_args=THREADS,
             depends=[
                 *("csrc/attention.h", "csrc/attention_kernel.h"),
-                *("csrc/host_adamw.h", "csrc/host_adamw_kernel.h"),
+                *("csrc/host_adamw.h", "csrc/host_adamw_kernel.h", "csrc/host_adamw_lanes.h"),
             ],
         )
     )

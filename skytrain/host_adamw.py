@@ -56,24 +56,35 @@ class HostAdamW:
         self.steps = torch.zeros((), dtype=torch.float32)
         self.state = new_state(self.masters, STATES[format])
         self._betas = torch.tensor(betas, dtype=torch.float64)
-        # The operation's lists hold a tensor for every master; it does not look at the scales of fp32 moments.
-        kinds = ("exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale")
-        lists = [self.state.get(kind, [None] * len(masters)) for kind in kinds]
-        self._states = [[torch.empty(0) if t is None else t for t in tensors] for tensors in lists]
 
     @torch.no_grad()
     def step(
-        self, gradients: Sequence[Tensor], rate: float, divisor: Tensor, skip: Tensor, out: Sequence[Tensor] = ()
+        self,
+        gradients: Sequence[Tensor],
+        rate: float,
+        divisor: Tensor,
+        skip: Tensor,
+        out: Sequence[Tensor] | None = None,
     ) -> None:
         """One update by `gradient / divisor`; nothing at all changes where `skip` (0.0 or 1.0) is 1.
 
         gradients: one for each master, contiguous, of its shape, fp32 or bf16; they stay as they are. divisor, skip:
         fp32 scalars on the CPU. out: bf16 tensors of the masters' shapes that receive the new weights, rounded to
-        nearest even as torch rounds; or none. Raises RuntimeError where a tensor does not fit, before anything changes.
+        nearest even as torch rounds. Raises ValueError for tensors on a device, RuntimeError for others that do not
+        fit, before anything changes.
         """
+        # With one of these the dispatcher would look for the operation on that device, and say only that there is none.
+        for name, tensors in (("gradient", gradients), ("out", out or [])):
+            for i, t in enumerate(tensors):
+                if t.device.type != "cpu":
+                    raise ValueError(f"{name} {i} is on {t.device}: it must be in host memory")
+        # The operation's lists hold a tensor for every master; it does not look at the scales of fp32 moments.
+        kinds = ("exp_avg", "exp_avg_sq", "exp_avg_max", "exp_avg_sq_max")
+        lists = [self.state.get(kind, [None] * len(self.masters)) for kind in kinds]
+        states = [[torch.empty(0) if t is None else t for t in tensors] for tensors in lists]
         steps = self.steps + (1.0 - skip)
         torch.ops.skytrain.host_adamw(
-            self.masters, gradients, *self._states, out, self.decays, steps, bias_corrections(self._betas, steps),
+            self.masters, gradients, *states, out or [], self.decays, steps, bias_corrections(self._betas, steps),
             divisor, skip, rate, *self.betas, self.eps, self.isa,
         )  # fmt: skip
         self.steps.copy_(steps)
