@@ -20,8 +20,9 @@ namespace skytrain {
 namespace {
 
 // As in kernels/quantize.py.
-constexpr float kTop = 1.875f, kPerTop = static_cast<float>(1 / 1.875), kSmallest = 1e-37f;
-constexpr float kFirst = 0x1p-112f, kSecond = 0x1p-96f;
+constexpr float kSmallest = 1e-37f, kDithered = 16, kLeast = 2, kTiny = 0x1p-40f, kPerOffset = 0x1p-20f;
+constexpr int32_t kFirst = 127, kSecond = 255, kCubeRoot = 709958130;
+constexpr float kPerFirst = static_cast<float>(1.0 / kFirst), kPerSecond = static_cast<float>(1.0 / kSecond);
 constexpr uint32_t kMask = (1u << 20) - 1, kPerElement = 791559, kPerStep = 648055, kPerTensor = 434335;
 
 constexpr int64_t kChunk = 4;  // groups that are worked on at once: 4 KiB of moments
@@ -37,15 +38,12 @@ struct Constants {
         dither(static_cast<uint32_t>(s.step) * kPerStep + static_cast<uint32_t>(tensor.number) * kPerTensor) {}
 };
 
-// Of a group whose largest absolute value has these bits.
+// The scale of a group whose largest absolute value has these bits, and its inverse.
 struct Range {
-  float inverse, scale;
+  float scale, inverse;
 
-  explicit Range(int32_t bits) {
-    const float top = bit_cast<float>(std::max(bits, bit_cast<int32_t>(kSmallest)));
-    inverse = kTop / top;
-    scale = top * kPerTop;
-  }
+  explicit Range(int32_t bits)
+      : scale(bit_cast<float>(std::max(bits, bit_cast<int32_t>(kSmallest)))), inverse(1 / scale) {}
 };
 
 }  // namespace

@@ -59,23 +59,36 @@ INLINE void update_fp32(const Constants& c, const HostTensor& t, int64_t begin, 
   if constexpr (kLanes > 1) plain::update_fp32<Gradient, kOut>(c, t, i, end);
 }
 
-INLINE Lanes decode_first(IntLanes code, float scale) {
-  const IntLanes size = code < 0 ? -code : code, sign = code & INT32_MIN;
-  return of_bits(bits_of(of_bits(size << 20) * (1 / kFirst)) | sign) * scale;
+INLINE Lanes size_of(Lanes x) { return of_bits(bits_of(x) & INT32_MAX); }
+INLINE Lanes cubed(Lanes x) { return x * x * x; }
+INLINE Lanes eighth_power(Lanes x) {
+  x = x * x;
+  x = x * x;
+  return x * x;
 }
 
-INLINE Lanes decode_second(IntLanes code, float scale) { return of_bits(code << 20) * (1 / kSecond) * scale; }
+INLINE Lanes decode_first(IntLanes code, float scale) { return cubed(to_float(code) * kPerFirst) * scale; }
+INLINE Lanes decode_second(IntLanes code, float scale) { return eighth_power(to_float(code) * kPerSecond) * scale; }
 
-// `store` saturates codes. They come out of range only in a group with infinities or NaN, whose scale is one as well.
-INLINE IntLanes encode_first(Lanes m, float inverse) {
-  const IntLanes x = bits_of(m * inverse * kFirst);
-  return with_sign(bit_cast<IntLanes>(bit_cast<UintLanes>(x & INT32_MAX) + 0x80000) >> 20, x);
+// In a group with infinities or NaN, x is NaN or 0; the comparisons are such that the codes are the reference's then too.
+INLINE IntLanes encode_first(Lanes m, float inverse, UintLanes offset) {
+  Lanes x = size_of(m) * inverse;
+  x = x > kTiny ? x : Lanes{} + kTiny;
+  const Lanes y = of_bits(bit_cast<IntLanes>(bit_cast<UintLanes>(x) / 3 + kCubeRoot)), cube = cubed(y);
+  const Lanes root = y * (cube + x * 2) / (cube * 2 + x) * kFirst;
+  const Lanes dither = to_float(bit_cast<IntLanes>(offset ^ kMask)) * kPerOffset;
+  const IntLanes code = truncated(root + (root < kDithered ? dither : Lanes{} + 0.5f));
+  return with_sign(root < kLeast ? IntLanes{} : (code < kFirst ? code : IntLanes{} + kFirst), bits_of(m));
 }
 
 INLINE IntLanes encode_second(Lanes v, float inverse, UintLanes offset) {
-  const IntLanes least = IntLanes{} + 1;
-  const IntLanes code = bit_cast<IntLanes>(bit_cast<UintLanes>(v * inverse * kSecond) + offset) >> 20;
-  return v > 0 ? (code > least ? code : least) : IntLanes{};
+  const Lanes x = size_of(v) * inverse;
+  const IntLanes trunk = truncated(square_root(square_root(square_root(x))) * kSecond);
+  const Lanes below = to_float(trunk < kSecond - 1 ? trunk : IntLanes{} + (kSecond - 1));
+  const Lanes low = eighth_power(below * kPerSecond), high = eighth_power((below + 1) * kPerSecond);
+  const Lanes dither = to_float(bit_cast<IntLanes>(offset)) * kPerOffset;
+  const Lanes code = x - low > (high - low) * dither ? below + 1 : below;
+  return truncated(v > 0 ? (code > 1 ? code : Lanes{} + 1) : Lanes{});
 }
 
 // Of n numbers. Bits of numbers >= 0 are in the order of the numbers, with NaN above all.
@@ -96,7 +109,7 @@ INLINE void encode(const float* ms, const float* vs, int8_t* m_codes, uint8_t* v
   for (int64_t i = 0; i < n; i += kAtOnce * kLanes) {
     IntLanes m[kAtOnce], v[kAtOnce];
     for (int64_t j = 0; j < kAtOnce; ++j) {
-      m[j] = encode_first(at(ms + i + j * kLanes), m_inverse);
+      m[j] = encode_first(at(ms + i + j * kLanes), m_inverse, offset & kMask);
       v[j] = encode_second(at(vs + i + j * kLanes), v_inverse, offset & kMask);
       offset += static_cast<uint32_t>(kLanes) * kPerElement;
     }

@@ -32,6 +32,8 @@ typedef int32_t IntLanes;
 typedef uint32_t UintLanes;
 
 INLINE Lanes square_root(Lanes x) { return std::sqrt(x); }
+INLINE Lanes to_float(IntLanes x) { return static_cast<float>(x); }
+INLINE IntLanes truncated(Lanes x) { return x == x ? static_cast<int32_t>(x) : INT32_MIN; }
 INLINE IntLanes with_sign(IntLanes size, IntLanes of) { return of < 0 ? -size : size; }
 INLINE int32_t largest(IntLanes x) { return x; }
 INLINE IntLanes load(const int8_t* p) { return *p; }
@@ -52,6 +54,8 @@ typedef int32_t IntLanes __attribute__((vector_size(32)));
 typedef uint32_t UintLanes __attribute__((vector_size(32)));
 
 INLINE Lanes square_root(Lanes x) { return _mm256_sqrt_ps(x); }
+INLINE Lanes to_float(IntLanes x) { return _mm256_cvtepi32_ps((__m256i)x); }
+INLINE IntLanes truncated(Lanes x) { return (IntLanes)_mm256_cvttps_epi32(x); }
 INLINE IntLanes load(const int8_t* p) {
   return (IntLanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
@@ -96,6 +100,8 @@ typedef int32_t IntLanes __attribute__((vector_size(64)));
 typedef uint32_t UintLanes __attribute__((vector_size(64)));
 
 INLINE Lanes square_root(Lanes x) { return _mm512_sqrt_ps(x); }
+INLINE Lanes to_float(IntLanes x) { return _mm512_cvtepi32_ps((__m512i)x); }
+INLINE IntLanes truncated(Lanes x) { return (IntLanes)_mm512_cvttps_epi32(x); }
 INLINE IntLanes with_sign(IntLanes size, IntLanes of) { return of < 0 ? -size : size; }
 INLINE int32_t largest(IntLanes x) { return _mm512_reduce_max_epi32((__m512i)x); }
 INLINE IntLanes load(const int8_t* p) {

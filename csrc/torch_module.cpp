@@ -166,8 +166,8 @@ HostTensor tensor_of(size_t i, at::TensorList weights, at::TensorList gradients,
   std::vector<int64_t> scales = w.sizes().vec();
   t.columns = scales.back();
   scales.back() = t.groups_per_row();
-  check_part(exp_avg_scale[i], "exp_avg_scale", i, scales, at::kFloat);
-  check_part(exp_avg_sq_scale[i], "exp_avg_sq_scale", i, scales, at::kFloat);
+  check_part(exp_avg_scale[i], "exp_avg_max", i, scales, at::kFloat);
+  check_part(exp_avg_sq_scale[i], "exp_avg_sq_max", i, scales, at::kFloat);
   t.exp_avg_scale = exp_avg_scale[i].data_ptr<float>();
   t.exp_avg_sq_scale = exp_avg_sq_scale[i].data_ptr<float>();
   return t;
@@ -213,7 +213,7 @@ TORCH_LIBRARY_FRAGMENT(skytrain, m) {
       "Tensor cu_seqlens, float scale) -> (Tensor, Tensor, Tensor)");
   m.def(
       "host_adamw(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, "
-      "Tensor(d!)[] exp_avg_scale, Tensor(e!)[] exp_avg_sq_scale, Tensor(f!)[] out, Tensor decays, Tensor steps, "
+      "Tensor(d!)[] exp_avg_max, Tensor(e!)[] exp_avg_sq_max, Tensor(f!)[] out, Tensor decays, Tensor steps, "
       "Tensor corrections, Tensor divisor, Tensor skip, float rate, float beta1, float beta2, float eps, "
       "str? isa=None) -> ()");
   m.def("host_isas() -> str[]", &skytrain::host_isas);
