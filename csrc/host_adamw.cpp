@@ -20,10 +20,14 @@ namespace skytrain {
 namespace {
 
 // As in kernels/quantize.py.
-constexpr float kSmallest = 1e-37f, kDithered = 16, kLeast = 2, kTiny = 0x1p-40f, kPerOffset = 0x1p-20f;
-constexpr int32_t kFirst = 127, kSecond = 255, kCubeRoot = 709958130;
-constexpr float kPerFirst = static_cast<float>(1.0 / kFirst), kPerSecond = static_cast<float>(1.0 / kSecond);
+constexpr float kSmallest = 1e-37f, kDithered = 16, kLeast = 2, kTiny = 0x1p-40f;
+constexpr float kFirst = 127, kSecond = 255, kPerFirst = 1 / kFirst, kPerSecond = 1 / kSecond;
+constexpr float kPerOffset = 0x1p-20f, kLastDither = 1 - kPerOffset;
+constexpr uint32_t kCubeRoot = 709958130;
 constexpr uint32_t kMask = (1u << 20) - 1, kPerElement = 791559, kPerStep = 648055, kPerTensor = 434335;
+
+constexpr float kHalfACode = 0x1p-72f;  // whose eighth root is half a second moment's code
+constexpr float kUnsure = 0x1p-13f;     // of a code
 
 constexpr int64_t kChunk = 4;  // groups that are worked on at once: 4 KiB of moments
 

@@ -34,6 +34,12 @@ typedef uint32_t UintLanes;
 INLINE Lanes square_root(Lanes x) { return std::sqrt(x); }
 INLINE Lanes to_float(IntLanes x) { return static_cast<float>(x); }
 INLINE IntLanes truncated(Lanes x) { return x == x ? static_cast<int32_t>(x) : INT32_MIN; }
+// Of two numbers the second where they cannot be compared.
+INLINE Lanes larger(Lanes x, float y) { return x > y ? x : y; }
+INLINE Lanes smaller(Lanes x, float y) { return x < y ? x : y; }
+// Right to 2^-11 of itself.
+INLINE Lanes inverse_root_guess(Lanes x) { return 1 / std::sqrt(x); }
+INLINE bool any(bool x) { return x; }
 INLINE IntLanes with_sign(IntLanes size, IntLanes of) { return of < 0 ? -size : size; }
 INLINE int32_t largest(IntLanes x) { return x; }
 INLINE IntLanes load(const int8_t* p) { return *p; }
@@ -56,6 +62,10 @@ typedef uint32_t UintLanes __attribute__((vector_size(32)));
 INLINE Lanes square_root(Lanes x) { return _mm256_sqrt_ps(x); }
 INLINE Lanes to_float(IntLanes x) { return _mm256_cvtepi32_ps((__m256i)x); }
 INLINE IntLanes truncated(Lanes x) { return (IntLanes)_mm256_cvttps_epi32(x); }
+INLINE Lanes larger(Lanes x, float y) { return _mm256_max_ps(x, Lanes{} + y); }
+INLINE Lanes smaller(Lanes x, float y) { return _mm256_min_ps(x, Lanes{} + y); }
+INLINE Lanes inverse_root_guess(Lanes x) { return _mm256_rsqrt_ps(x); }
+INLINE bool any(IntLanes x) { return _mm256_movemask_epi8((__m256i)x) != 0; }
 INLINE IntLanes load(const int8_t* p) {
   return (IntLanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
@@ -102,6 +112,10 @@ typedef uint32_t UintLanes __attribute__((vector_size(64)));
 INLINE Lanes square_root(Lanes x) { return _mm512_sqrt_ps(x); }
 INLINE Lanes to_float(IntLanes x) { return _mm512_cvtepi32_ps((__m512i)x); }
 INLINE IntLanes truncated(Lanes x) { return (IntLanes)_mm512_cvttps_epi32(x); }
+INLINE Lanes larger(Lanes x, float y) { return _mm512_max_ps(x, Lanes{} + y); }
+INLINE Lanes smaller(Lanes x, float y) { return _mm512_min_ps(x, Lanes{} + y); }
+INLINE Lanes inverse_root_guess(Lanes x) { return _mm512_rsqrt14_ps(x); }
+INLINE bool any(IntLanes x) { return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0; }
 INLINE IntLanes with_sign(IntLanes size, IntLanes of) { return of < 0 ? -size : size; }
 INLINE int32_t largest(IntLanes x) { return _mm512_reduce_max_epi32((__m512i)x); }
 INLINE IntLanes load(const int8_t* p) {

@@ -145,6 +145,25 @@ def test_non_finite_numbers_go_where_the_reference_puts_them(format, isa):
     assert_same(*results)
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_codes_of_numbers_about_a_code(isa):
+    """Where roots are guessed, these are the numbers for which a guess will not do; all codes, and zeros beside them."""
+    powers = (torch.arange(256, dtype=torch.float64) / 255) ** 8
+    near = (powers[:, None] * (1 + torch.arange(-8, 9) * 2.0**-22)).clamp_max(1).float().flatten()
+    rows = torch.zeros(-(-len(near) // 127), 128)
+    rows[:, 0] = 1  # the group's largest
+    rows[:, 1:] = torch.nn.functional.pad(near, (0, 127 * len(rows) - len(near))).view(-1, 127)
+    gradients = [rows.sqrt()]
+    results = []
+    for kind, options in ((HostAdamW, {"format": "8bit", "isa": isa}), (AdamW, {"format": "fp32_8bit"})):
+        optimizer = kind([torch.zeros_like(rows)], [0.0], betas=(0.0, 0.0), **options)
+        for _ in range(3):
+            optimizer.step(gradients, 1e-2, ONE, ZERO)
+        results.append(everything(optimizer))
+    assert_same(*results)
+    assert results[0]["exp_avg_sq 0"].unique().numel() == 256
+
+
 @pytest.mark.parametrize("format", STATES)
 def test_a_skipped_step_changes_nothing(format):
     optimizer = run(format)
