@@ -122,9 +122,11 @@ def _triton_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, transpose: bo
 
 def _reference_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[1]
-    first, second, rest = x.float().split([half, half, x.shape[2] - 2 * half], dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
+    first, second, rest = x.split([half, half, x.shape[2] - 2 * half], dim=-1)
+    first, second, cos, sin = first.float(), second.float(), cos[:, None], sin[:, None]
+    turned = first * cos - second * sin, second * cos + first * sin
+    # Last, so that a compiler that must keep the result finds it whole and rounded: skytrain.activations looks for it.
+    return torch.cat([*(part.to(x.dtype) for part in turned), rest], dim=-1)
 
 
 @torch.library.custom_op("skytrain::rope", mutates_args=())

@@ -6,6 +6,7 @@ import argparse
 
 from skytrain import __version__, export_command
 from skytrain.errors import exit_on_user_error
+from skytrain.plan import command as plan_command
 from skytrain.prep import tokenize
 
 
@@ -16,10 +17,24 @@ def parser() -> argparse.ArgumentParser:
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
     tokenize.register(stages)
+    plan_command.register(commands)
     export_command.register(commands)
     return top
 
 
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Exits with 2 for words that mean nothing. Settings (section.key=value) may stand after options, where argparse by
+    itself no longer looks for them."""
+    top = parser()
+    arguments, rest = top.parse_known_args(words)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest != settings or (rest and not hasattr(arguments, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def main() -> None:
-    arguments = parser().parse_args()
+    arguments = parse()
     exit_on_user_error(lambda: arguments.run(arguments))

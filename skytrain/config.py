@@ -61,9 +61,10 @@ class Optim(Section):
     """Largest norm of the whole gradient; none for no clipping."""
     decay_embeddings: bool = True
     """Whether weight decay applies to the token embedding, and to the head where it is the same tensor."""
-    format: Literal["fp32", "fp32_8bit"] = "fp32"
-    """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter), or fp32 with 8-bit moments
-    (10.1). How a code is rounded depends on the sharding, so that runs on other numbers of ranks differ by it."""
+    format: Literal["fp32", "fp32_8bit", "split_8bit"] = "fp32"
+    """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter); fp32 with 8-bit moments (10.1);
+    or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1). How a code is rounded
+    depends on the sharding, so that runs on other numbers of ranks differ by it."""
 
 
 class Schedule(Section):
@@ -82,7 +83,7 @@ class Train(Section):
     max_steps: int | None = None
     """Ends the run (and its schedule) at this step, if the epochs have not ended it before."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of compute and of gathered weights. Reductions, master weights and states are always fp32."""
+    """Of compute and of gathered weights. Master weights are always fp32."""
     compile: bool = False
     """torch.compile of each decoder layer."""
     deterministic: bool = False
@@ -97,9 +98,22 @@ class Train(Section):
     """Of a collective operation."""
 
 
+OPERATIONS = ("attention", "qkv", "o_proj", "gate", "up")
+"""What can be kept of a decoder layer besides its input, in the order it is made. attention: output and logsumexp;
+qkv: the queries, keys and values that attention reads; o_proj, gate, up: the outputs of these projections."""
+
+
 class Activations(Section):
-    checkpoint: Literal["none", "full"] = "none"
-    """`full` keeps only each layer's input and recomputes the layer in backward."""
+    checkpoint: Literal["none", "full", "selective"] = "none"
+    """`none` keeps all that backward needs. `full` keeps only each layer's input and recomputes the layer in backward;
+    `selective` does too, but for the operations of `keep` and `offload`."""
+    keep: tuple[str, ...] = ()
+    """Operations (attention, qkv, o_proj, gate, up) whose outputs stay on the device."""
+    offload: tuple[str, ...] = ()
+    """Operations whose outputs, or `input` for the layer's input, wait in (on a GPU: pinned) host memory."""
+    budget_gib: float | Literal["auto"] | None = None
+    """In the place of `keep` and `offload`: what each layer holds is chosen by the seconds it saves a byte, so that a
+    rank uses at most so much device memory at the peak of a step, all counted. auto: the device's memory less 4 GB."""
 
 
 class Attention(Section):
@@ -119,6 +133,9 @@ class Kernels(Section):
 class Parallel(Section):
     reshard_after_forward: bool = True
     """Free a layer's gathered weights after its forward pass and gather them again in backward."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of gradients on their way between ranks, where they are added up. bfloat16 halves the bytes, and rounds; the
+    head's gradient stays fp32."""
     nodes: int = 1
     """HSDP: weights are replicated over this many groups of ranks, and sharded within each."""
 
@@ -147,6 +164,20 @@ class Log(Section):
     """Money so far is logged when it is given. In the user's currency."""
 
 
+class Plan(Section):
+    """What `skytrain plan` takes where nothing says it better: neither its options, nor a model folder or a data set at
+    the recipe's paths. A run has the real ones, and reads none of this."""
+
+    gpu: str = "h100-80gb"
+    """A row of the hardware table."""
+    gpus: int = 8
+    model: str | None = None
+    """A known model, as in qwen2.5-32b (skytrain/plan/models.toml)."""
+    documents: int | None = None
+    """Of an epoch; their lengths are drawn with this mean, the longest of batch.max_tokens."""
+    mean_tokens: int | None = None
+
+
 class Config(Section):
     run: Run
     model: Model
@@ -162,6 +193,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     export: Export = Export()
     log: Log = Log()
+    plan: Plan = Plan()
 
 
 # Settings from 1 up, and the most of each: beyond it they are a slip of the hand, and would overflow or never end.
@@ -174,6 +206,8 @@ COUNTS = {
     "train.timeout_seconds": 10**7,
     "kernels.head_chunk_mib": 2**20,
     "parallel.nodes": 2**20,
+    "plan.gpus": 2**20,
+    **dict.fromkeys(("plan.documents", "plan.mean_tokens"), 2**31 - 1),
 }
 PATHS = ("run.dir", "model.path", "data.path", "data.validation", "export.default_system")
 
@@ -265,6 +299,11 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
         ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
         ("optim.format", c.optim.format == "fp32" or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
+        (
+            "optim.format",
+            c.optim.format != "split_8bit" or c.train.dtype == "bfloat16",
+            'its weights on a rank are bf16: set train.dtype = "bfloat16"',
+        ),
         ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),
         ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
         ("schedule.warmup_steps", 0 <= (c.schedule.warmup_steps or 0) < 2**31, "must be from 0 to 2^31 - 1"),
@@ -280,8 +319,47 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
             c.train.validate_every is None or c.data.validation is not None,
             "needs data.validation",
         ),
+        *_activation_checks(c.activations),
+        (
+            "parallel.reduce_dtype",
+            c.parallel.reduce_dtype in ("float32", c.train.dtype),
+            "must be float32, or as train.dtype",
+        ),
         ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
         ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
+    ]
+
+
+def _activation_checks(a: Activations) -> list[tuple[str, bool, str]]:
+    names = {"activations.keep": (a.keep, OPERATIONS), "activations.offload": (a.offload, ("input", *OPERATIONS))}
+    both = ", ".join(sorted(set(a.keep) & set(a.offload)))
+    budget = a.budget_gib
+    return [
+        *(
+            (key, set(given) <= set(known), f"names must be of {', '.join(known)}")
+            for key, (given, known) in names.items()
+        ),
+        *((key, len(given) == len(set(given)), "names must not be repeated") for key, (given, _) in names.items()),
+        *(
+            (key, a.checkpoint == "selective" or not given, 'needs activations.checkpoint = "selective"')
+            for key, (given, _) in names.items()
+        ),
+        ("activations.offload", not both, f"{both} cannot be in activations.keep as well"),
+        (
+            "activations.budget_gib",
+            budget is None or a.checkpoint == "selective",
+            'needs activations.checkpoint = "selective"',
+        ),
+        (
+            "activations.budget_gib",
+            budget in (None, "auto") or 0 < budget < 2**20,
+            'must be a number of GiB above 0, or "auto"',
+        ),
+        (
+            "activations.budget_gib",
+            budget is None or not (a.keep or a.offload),
+            "chooses what is kept: take out activations.keep and activations.offload",
+        ),
     ]
 
 
@@ -298,11 +376,12 @@ def dumps(config: Config) -> str:
     """The settings as TOML that `load` reads back to an equal `Config`."""
     lines = []
     for section, table in msgspec.to_builtins(config).items():
-        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+        lines += [f"[{section}]", *(f"{key} = {toml(value)}" for key, value in table.items()), ""]
     return "\n".join(lines)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A setting as TOML."""
     if value is None:
         return '"none"'
     if isinstance(value, float):

@@ -6,6 +6,7 @@ where each is read from a checkpoint without a process group. Either way a tenso
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -42,16 +43,22 @@ class ExportTensor(NamedTuple):
     """The whole tensor on the CPU. On several ranks it is a collective: every rank calls it, in the same order."""
 
 
-def model_tensors(model: nn.Module, dtype: torch.dtype) -> list[ExportTensor]:
-    """The parameters of a model, plain or sharded, to be fetched in `dtype`; all ranks take part in each fetch."""
+def model_tensors(
+    model: nn.Module, dtype: torch.dtype, master: Callable[[str], Tensor] | None = None
+) -> list[ExportTensor]:
+    """The parameters of a model, plain or sharded, to be fetched in `dtype`; all ranks take part in each fetch.
 
-    def fetch(parameter: Tensor) -> Tensor:
-        # Converted first, so that half the bytes travel.
-        part = parameter.detach().to(dtype)
+    master: gives a parameter's exact values by its name (`Optimizer.master`); None: the parameters are exact.
+    """
+
+    def fetch(name: str, parameter: Tensor) -> Tensor:
+        # What the model computes with may be of that dtype already. Converted first, so that half the bytes travel.
+        exact = parameter if master is None or parameter.dtype == dtype else master(name)
+        part = exact.detach().to(dtype)
         return (part.full_tensor() if isinstance(part, DTensor) else part).cpu()
 
     return [
-        ExportTensor(name, tuple(parameter.shape), lambda parameter=parameter: fetch(parameter))
+        ExportTensor(name, tuple(parameter.shape), functools.partial(fetch, name, parameter))
         for name, parameter in model.named_parameters()
     ]
 

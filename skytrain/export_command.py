@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skytrain import config
 from skytrain.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -46,12 +51,28 @@ def run(arguments: argparse.Namespace) -> None:
             f"{settings.model.path}: its config.json was another when {found} was written; put that one back"
         )
     of_data = TokenDataset.open(settings.data.path).info.system if settings.export.default_system == "dataset" else None
-    prefix = "model."
+    dtype = getattr(torch, settings.export.dtype)
     out = export(
-        ((name.removeprefix(prefix), shape, fetch) for name, shape, fetch in checkpoint.read_tensors(found, prefix)),
+        weights(found, exact=dtype == torch.float32),
         settings.model.path,
         arguments.out,
-        dtype=getattr(torch, settings.export.dtype),
+        dtype=dtype,
         default_system=default_system(settings.export.default_system, of_data),
     )
     print(f"exported {found} to {out}")
+
+
+def weights(folder: Path, *, exact: bool) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+    """Name, shape and reader of each weight of a checkpoint. exact: with the remainder, where the weights are split."""
+    from skytrain import checkpoint
+    from skytrain.kernels.quantize import join
+
+    prefix = "optim.remainder."
+    remainders = {
+        name.removeprefix(prefix): fetch
+        for name, _, fetch in (checkpoint.read_tensors(folder, prefix) if exact else ())
+    }
+    for name, shape, fetch in checkpoint.read_tensors(folder, "model."):
+        name = name.removeprefix("model.")
+        rest = remainders.get(name)
+        yield name, shape, fetch if rest is None else lambda fetch=fetch, rest=rest: join(fetch(), rest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from skytrain.data.packing import CostModel
 from skytrain.model import ModelConfig
 
 
@@ -27,3 +28,9 @@ def model_flops(config: ModelConfig, lengths: np.ndarray) -> float:
     linear, quadratic = flop_coefficients(config)
     lengths = np.asarray(lengths, dtype=np.float64)  # int64 would overflow past 48 M tokens of a 32B model
     return float(linear * lengths.sum() + quadratic * np.square(lengths).sum())
+
+
+def cost_model(config: ModelConfig, max_tokens: int) -> CostModel:
+    """What the step plan balances: a document's FLOPs, and 2% of a full row for what a micro-batch costs by itself."""
+    linear, quadratic = flop_coefficients(config)
+    return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,11 +316,17 @@ def check_weights(model: nn.Module, folder: str | Path) -> dict[str, StoredTenso
     return sources
 
 
-def load_weights(model: nn.Module, folder: str | Path, sources: dict[str, StoredTensor] | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    folder: str | Path,
+    sources: dict[str, StoredTensor] | None = None,
+    write: Callable[[str, Tensor], None] | None = None,
+) -> None:
     """Fills every parameter of `model`, plain or DTensor on any mesh of Shard and Replicate, from a model folder.
 
-    Parameters are materialised already (`to_empty`); each is read once, of a sharded one only this rank's rows, and
-    converted to the parameter's dtype. sources: what `check_weights` found; None: it is called, with its UserError.
+    Parameters are materialised already (`to_empty`); each is read once, of a sharded one only this rank's rows.
+    sources: what `check_weights` found; None: it is called, with its UserError. write: is given each parameter's name
+    and the rows as they are stored; None: they are converted to the parameter's dtype.
     """
     sources = check_weights(model, folder) if sources is None else sources
     parameters = dict(model.named_parameters())
@@ -328,8 +334,13 @@ def load_weights(model: nn.Module, folder: str | Path, sources: dict[str, Stored
         with opened(path) as file, torch.no_grad():
             for name in (name for name, source in sources.items() if source.path == path):
                 local, rows = _local_part(parameters[name])
-                if local.numel():
-                    local.copy_(file.get_slice(name)[rows])
+                if not local.numel():
+                    continue
+                stored = file.get_slice(name)[rows]
+                if write is None:
+                    local.copy_(stored)
+                else:
+                    write(name, stored)
 
 
 def _check_names(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Metrics:
         self.peak = peak_flops(name)
         self.started, self.first, self.previous = time.perf_counter(), done, done
         self.since, self.tokens, self.targets, self.flops = self.started, 0, 0, 0.0
+        self.measured: list[dict[str, float]] = []
         self.money_before, self.file, self.board = 0.0, None, None
         if world.is_first:
             path = folder / "metrics.jsonl"
@@ -71,8 +73,17 @@ class Metrics:
             hours = (now - self.started) / 3600
             line["money"] = self.money_before + hours * self.world.size * self.settings.price_per_gpu_hour
         self.since, self.previous, self.tokens, self.targets, self.flops = now, step, 0, 0, 0.0
+        self.measured.append({key: line[key] for key in ("peak_memory_gib", "step_s", "tokens_per_s")})
         self.write(line)
         self.console.print(self._text(line))
+
+    def typical(self) -> dict[str, float] | None:
+        """Peak memory, and the median line's seconds a step and tokens/s (so that neither compiling nor a checkpoint
+        counts); none before the first line."""
+        if not self.measured:
+            return None
+        medians = {key: statistics.median(line[key] for line in self.measured) for key in ("step_s", "tokens_per_s")}
+        return {"peak_memory_gib": self.measured[-1]["peak_memory_gib"], **medians}
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and its numbers to TensorBoard. NaN and infinity are written as null."""
@@ -106,6 +117,7 @@ class Metrics:
             f"{line['trained_tokens_per_s']:,.0f} trained/s",
             f"MFU {line['mfu']:.1%}" if "mfu" in line else "",
             f"{line['peak_memory_gib']:.2f} GiB",
+            f"{line['offloaded_gib']:.2f} GiB offloaded" if "offloaded_gib" in line else "",
             f"money {line['money']:,.2f}" if "money" in line else "",
             f"ETA {_clock(line['eta_s'])}",
             f"[red]{line['skipped']} skipped[/red]" if line.get("skipped") else "",

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from skytrain.config import Optim, Schedule
 from skytrain.kernels.adamw import AdamW
-from skytrain.kernels.quantize import scales_shape
+from skytrain.kernels.quantize import join, scales_shape, split
 
 EMBEDDING = "embed_tokens."
 
@@ -63,9 +63,10 @@ def like(parameter: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
 class Optimizer:
     """AdamW (Loshchilov and Hutter, decoupled decay, bias corrected) or SGD without momentum.
 
-    State of a parameter: two moments sharded like it (AdamW), fp32 or, in the format `fp32_8bit`, 8-bit codes with a
-    scale for each 128 columns of a row (kernels/adamw.py). One step counter serves all parameters and lives on the
-    device: a skipped step does not count for the bias correction.
+    State of a parameter: two moments sharded like it (AdamW), fp32 or, in the 8-bit formats, codes with a scale for
+    each 128 columns of a row; in the format `split_8bit` also the int16 remainder that makes its bf16 values fp32 ones
+    (kernels/adamw.py). One step counter serves all parameters and lives on the device: a skipped step does not count
+    for the bias correction.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optim, backend: str = "auto"):
@@ -74,13 +75,13 @@ class Optimizer:
         self.parameters = dict(named_parameters)
         device = next(iter(self.parameters.values())).device
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
-        self.moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        self.states: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         self.coded: AdamW | None = None
         if config.format != "fp32":
             self._code(backend)
             return
         if config.name == "adamw":
-            for moment in self.moments.values():
+            for moment in self.states.values():
                 moment.update({name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()})
         held = [name for name, p in self.parameters.items() if local(p).numel() > 0]
         decayed = [name for name in held if self._decay(name) > 0]
@@ -100,15 +101,33 @@ class Optimizer:
             format=self.config.format, betas=self.config.betas, eps=self.config.eps, backend=backend,
         )  # fmt: skip
         self.steps = self.coded.steps
-        self.moments = {kind: {} for kind in self.coded.state}
+        self.states = {kind: {} for kind in self.coded.state}
         for kind, tensors in self.coded.state.items():
             for (name, p), part in zip(self.parameters.items(), tensors):
                 if part is not None:
                     shape = scales_shape(p.shape) if kind.endswith("_max") else tuple(p.shape)
-                    self.moments[kind][name] = like(p, part, shape)
+                    self.states[kind][name] = like(p, part, shape)
+
+    @torch.no_grad()
+    def write(self, name: str, values: Tensor) -> None:
+        """Sets this rank's part of a parameter to `values`, of its shape and any floating dtype, exactly to fp32."""
+        part = local(self.parameters[name])
+        if "remainder" in self.states:
+            values, remainder = split(values.float())
+            local(self.states["remainder"][name]).copy_(remainder)
+        part.copy_(values)
+
+    @torch.no_grad()
+    def master(self, name: str) -> Tensor:
+        """The exact fp32 weights of a parameter, sharded like it."""
+        parameter = self.parameters[name]
+        if "remainder" not in self.states:
+            return parameter.detach()
+        exact = join(local(parameter), local(self.states["remainder"][name]))
+        return like(parameter, exact, tuple(parameter.shape))
 
     def gradients(self) -> list[Tensor]:
-        """This rank's shards of the gradients, fp32."""
+        """This rank's shards of the gradients, of their parameters' dtype."""
         return [local(p.grad) for p in self.parameters.values() if p.grad is not None and local(p.grad).numel() > 0]
 
     @torch.no_grad()
@@ -135,7 +154,7 @@ class Optimizer:
                     is_first_step=False, **common,
                 )  # fmt: skip
                 continue
-            moments = [[local(moment[name]) for name in names] for moment in self.moments.values()]
+            moments = [[local(moment[name]) for name in names] for moment in self.states.values()]
             torch._fused_adamw_(
                 weights, grads, *moments, [], [self.steps] * len(names), beta1=self.config.betas[0],
                 beta2=self.config.betas[1], weight_decay=decay, eps=self.config.eps, amsgrad=False, **common,
@@ -147,7 +166,7 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint must hold, by the name it has there; loading writes into these tensors."""
-        state = {f"optim.{kind}.{name}": t for kind, moment in self.moments.items() for name, t in moment.items()}
+        state = {f"optim.{kind}.{name}": t for kind, held in self.states.items() for name, t in held.items()}
         return {**state, "optim.steps": self.steps}
 
 
@@ -157,7 +176,10 @@ def sum_over_ranks(loss: Tensor, gradients: list[Tensor], replicas: int) -> tupl
     loss: this rank's share. gradients: this rank's shards, already summed over the ranks by the reduce-scatter;
     each is held by `replicas` ranks (the groups of HSDP).
     """
-    norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros_like(loss)
+    norm = torch.zeros_like(loss)
+    if gradients:
+        # torch's own total norm would add up the squares of bf16 gradients in bf16.
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)))
     pair = torch.stack([loss, norm.square() / replicas])
     dist.all_reduce(pair)
     return pair[0], pair[1].sqrt()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +19,7 @@ from skytrain import activations
 from skytrain.config import Config
 from skytrain.errors import UserError
 from skytrain.model import CausalLM
+from skytrain.offload import HostMemory
 
 T = TypeVar("T")
 
@@ -110,33 +113,56 @@ def reshard(model: CausalLM) -> None:
             module.reshard()
 
 
-def shard(model: CausalLM, world: World, config: Config) -> None:
+def _prefetch(model: CausalLM) -> None:
+    """Each group's weights are gathered while the group before it computes, in both directions.
+
+    FSDP2 by itself gathers ahead in forward only as far as the host runs ahead of the device, and in backward by the
+    order of the last forward pass.
+    """
+    head = [] if model.config.tie_word_embeddings else [model.lm_head]
+    first = [] if model.config.tie_word_embeddings else [model.model.embed_tokens]
+    order = [*first, *model.model.layers, model.model.norm, *head]
+    for module, following in itertools.pairwise(order):
+        module.set_modules_to_forward_prefetch([following])
+    for layer, before in itertools.pairwise(reversed(model.model.layers)):
+        layer.set_modules_to_backward_prefetch([before])
+
+
+def shard(model: CausalLM, world: World, config: Config) -> HostMemory | None:
     """Recomputation, then compile, then fully_shard, each over the one before, a layer at a time.
+
+    Returns the host memory of activations that are offloaded, None where none are.
 
     Groups of parameters: each layer, the embedding, the head and the final norm. The head's weight is alone in its
     group because its gradient is fp32 where the others are bf16, and one group takes one dtype. A tied weight is used
     in two places, so it is the root's, which is whole for the length of the forward pass.
     """
-    activations.apply(model, config.activations)
-    if config.train.compile:
-        for layer in model.model.layers:
-            # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
-            layer.forward = torch.compile(layer.forward, dynamic=True)
-    dtype = getattr(torch, config.train.dtype)
+    policies = activations.policies(config.activations, len(model.model.layers))
+    # Rows differ in length, so the number of tokens is symbolic from the first compilation on.
+    compile = functools.partial(torch.compile, dynamic=True) if config.train.compile else None
+    host = activations.apply(model, policies, tokens=config.batch.max_tokens, compile=compile)
+    dtype, reduce_dtype = getattr(torch, config.train.dtype), getattr(torch, config.parallel.reduce_dtype)
     # cast_forward_inputs would round the fp32 rotary tables to bf16 on their way into each layer.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     options = {"mesh": world.mesh, "mp_policy": policy}
     reshard = config.parallel.reshard_after_forward
-    for layer in model.model.layers:
+    *layers, last = model.model.layers
+    for layer in layers:
         fully_shard(layer, reshard_after_forward=reshard, **options)
-    fully_shard(model.model.norm, reshard_after_forward=reshard, **options)
+    # Backward begins with these two: freed, they would be gathered again at once.
+    fully_shard(last, reshard_after_forward=False, **options)
+    fully_shard(model.model.norm, reshard_after_forward=False, **options)
     if not model.config.tie_word_embeddings:
-        fully_shard(model.model.embed_tokens, reshard_after_forward=reshard, **options)
-        fully_shard(model.lm_head, reshard_after_forward=reshard, **options)
+        for module in (model.model.embed_tokens, model.lm_head):
+            fully_shard(module, reshard_after_forward=reshard, **options)
+            # The embedding's gradient needs no weight, and the head's was made in the forward pass.
+            module.set_unshard_in_backward(False)
     fully_shard(model, reshard_after_forward=False, **options)
+    _prefetch(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the global step's target tokens: ranks add up, nothing is averaged.
             # Neither call recurses, and without the second one some backends would pre-divide.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    return host

@@ -18,7 +18,6 @@ from skytrain import attention, checkpoint, config, flops, hf, optim, parallel, 
 from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
-from skytrain.data.packing import CostModel
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
 from skytrain.export import default_system, export, model_tensors, small_files
@@ -26,7 +25,10 @@ from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
 from skytrain.locks import lock
 from skytrain.model import Backends, CausalLM, ModelConfig
+from skytrain.offload import HostMemory
 from skytrain.parallel import World
+from skytrain.plan import in_run
+from skytrain.plan.forecast import Forecast
 
 
 class Guard:
@@ -64,6 +66,10 @@ class Run:
     validation: Feed | None
     default_system: str | None
     backends: Backends
+    plan: Forecast
+    """What it will take."""
+    host: HostMemory | None = None
+    """Of offloaded activations."""
     done: int = 0
     lock: int | None = None
     """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
@@ -90,13 +96,19 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     check_folder(settings, resume=resume)
     model_config = hf.read_config(settings.model.path)
     backends = resolve_backends(settings, world.device)
-    cost = cost_model(model_config, settings.batch.max_tokens)
+    cost = flops.cost_model(model_config, settings.batch.max_tokens)
     data = open_data("data.path", settings.data.path, settings, model_config, world)
     planner = Planner(
         data.lengths, data.trained_counts, ranks=world.size, max_tokens=settings.batch.max_tokens,
         documents=settings.batch.documents, tokens=settings.batch.tokens, seed=settings.run.seed, cost=cost,
         epochs=settings.train.epochs, max_steps=settings.train.max_steps,
     )  # fmt: skip
+    if settings.activations.budget_gib is not None:
+        raise UserError(
+            "activations.budget_gib: a run does not follow it yet; set activations.keep and activations.offload to "
+            "what skytrain plan says that layers hold"
+        )
+    plan = in_run.planned(settings, model_config, data.lengths, world)
     validation = None
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)
@@ -115,14 +127,17 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
     sources = hf.check_weights(model, settings.model.path)
-    parallel.shard(model, world, settings)
+    if settings.optim.format == "split_8bit":
+        model.to(torch.bfloat16)
+    host = parallel.shard(model, world, settings)
     model.to_empty(device=world.device)
-    hf.load_weights(model, settings.model.path, sources)
     optimizer = optim.Optimizer(
         model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
     )
+    hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device)
-    return Run(settings, world, model, optimizer, Guard(world.device), feed, validation, system, backends)
+    guard = Guard(world.device)
+    return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, host)
 
 
 def resolve_backends(settings: Config, device: torch.device) -> Backends:
@@ -137,12 +152,6 @@ def resolve_backends(settings: Config, device: torch.device) -> Backends:
         settings.kernels.head_chunk_mib * 2**20,
         getattr(torch, settings.kernels.logits),
     )
-
-
-def cost_model(model: ModelConfig, max_tokens: int) -> CostModel:
-    """What the plan balances: FLOPs of a document, and 2% of a full row for what every micro-batch costs by itself."""
-    linear, quadratic = flops.flop_coefficients(model)
-    return CostModel(linear, quadratic, 0.02 * (linear * max_tokens + quadratic * max_tokens**2))
 
 
 def check_folder(settings: Config, *, resume: bool) -> None:
@@ -284,6 +293,7 @@ def describe(run: Run) -> list[str]:
         f"{world.size} rank(s) on {world.device.type}, {torch.get_num_threads()} CPU thread(s) each; "
         f"attention {run.backends.attention}, kernels {run.backends.kernels}, torch {torch.__version__}",
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
+        *in_run.lines(run.plan),
     ]
     longest = int(run.feed.dataset.lengths.max())
     if longest > model.config.max_position_embeddings:
@@ -312,8 +322,8 @@ def write_export(run: Run) -> Path:
         return out
     dtype = getattr(torch, run.config.export.dtype)
     return export(
-        model_tensors(run.model, dtype), run.config.model.path, out, dtype=dtype, default_system=run.default_system,
-        is_writer=run.world.is_first,
+        model_tensors(run.model, dtype, run.optimizer.master), run.config.model.path, out, dtype=dtype,
+        default_system=run.default_system, is_writer=run.world.is_first,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from skytrain.errors import UserError
 from skytrain.feed import Feed, Step
 from skytrain.metrics import Metrics
 from skytrain.model import CausalLM
+from skytrain.plan import in_run
 from skytrain.run import Run, begin, document_lengths, prepare, save, write_export
 
 
@@ -74,6 +75,10 @@ def loop(run: Run, lines: list[str]) -> None:
     # Outside the loop, so that a run that was ended between its last checkpoint and its export still makes it.
     if c.export.at_end:
         metrics.say(f"exported to {write_export(run)}")
+    if (measured := metrics.typical()) is not None:
+        numbers, text = in_run.compared(run.plan, measured)
+        metrics.write({"step": total, **numbers})
+        metrics.say(text)
     metrics.say(f"done: {total} steps, checkpoint in {run.folder / 'checkpoints'}")
     metrics.close()
     run.feed.close()
@@ -99,7 +104,8 @@ def train_step(run: Run, step: Step, rate: float) -> tuple[Tensor, Tensor]:
 def log(run: Run, metrics: Metrics, loss: Tensor, norm: Tensor, *, lr: float, epoch: int) -> None:
     """One line, and the end of a run whose steps are all skipped. The one place that waits for the device."""
     loss_value, norm_value, skipped, _, longest = torch.stack([loss, norm, *run.guard.counts]).tolist()
-    metrics.line(run.done, loss=loss_value, grad_norm=norm_value, lr=lr, epoch=epoch, skipped=int(skipped))
+    moved = {} if run.host is None else {"offloaded_gib": run.host.take_count() / 2**30}
+    metrics.line(run.done, loss=loss_value, grad_norm=norm_value, lr=lr, epoch=epoch, skipped=int(skipped), **moved)
     run.guard.logged()
     nothing_learnt = run.done == run.total == skipped
     if longest >= run.config.train.max_bad_steps or nothing_learnt:

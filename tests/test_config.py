@@ -51,7 +51,7 @@ def test_overrides_replace_the_recipe_and_bare_words_are_strings(recipe):
 
 def test_dump_holds_strange_strings(recipe, tmp_path):
     strange = 'quote " backslash \\ newline \n tab \t del \x7f and λ'
-    recipe.write_text(MINIMAL.replace('path = "model"', f"path = {config._toml(strange)}"), encoding="utf-8")
+    recipe.write_text(MINIMAL.replace('path = "model"', f"path = {config.toml(strange)}"), encoding="utf-8")
     settings = config.load(recipe)
     assert settings.model.path == strange
     (tmp_path / "again.toml").write_text(config.dumps(settings), encoding="utf-8")

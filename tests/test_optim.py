@@ -1,12 +1,14 @@
 """The schedule as a pure function, and the optimizer against torch's own."""
 
 import itertools
+import math
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from skytrain.config import Optim, Schedule
-from skytrain.optim import Optimizer, learning_rate
+from skytrain.optim import Optimizer, learning_rate, sum_over_ranks
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
@@ -154,16 +156,28 @@ def test_sgd_is_one_line_of_arithmetic():
     assert set(optimizer.state()) == {"optim.steps"}
 
 
-def test_small_updates_are_not_lost():
-    """B56: fp32 master weights move by 200 updates of 1e-5 on a weight of 1.0, where bf16 weights would stand still."""
-    weight = torch.nn.Parameter(torch.ones(64, 64))
-    optimizer = Optimizer([("w", weight)], Optim(lr=1e-5))
+@pytest.mark.parametrize("format", ["fp32", "fp32_8bit", "split_8bit"])
+def test_small_updates_are_not_lost(format):
+    """B56: the exact weights move by 200 updates of 1e-5 on a weight of 1.0, where bf16 ones would stand still."""
+    dtype = torch.bfloat16 if format == "split_8bit" else torch.float32
+    weight = torch.nn.Parameter(torch.ones(64, 64, dtype=dtype))
+    optimizer = Optimizer([("w", weight)], Optim(lr=1e-5, format=format))
     for step in range(200):
-        before = weight.detach().clone()
+        before = optimizer.master("w").clone()
         weight.grad = torch.ones_like(weight)
         optimizer.step(1e-5, ONE, NO)
         if step < 50:
-            assert (weight.detach() == before).float().mean() < 0.05
-    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 1.0 - 200 * 1e-5), rtol=0, atol=2e-5)
-    assert weight.dtype == torch.float32
-    assert all(t.dtype == torch.float32 for t in optimizer.state().values())
+            assert (optimizer.master("w") == before).float().mean() < 0.05
+    after = optimizer.master("w")
+    torch.testing.assert_close(after, torch.full_like(after, 1.0 - 200 * 1e-5), rtol=0, atol=2e-5)
+    assert after.dtype == torch.float32
+
+
+def bf16_norm() -> float:
+    gradients = [torch.ones(70_000, dtype=torch.bfloat16), torch.full((3,), 1000.0, dtype=torch.bfloat16)]
+    return sum_over_ranks(torch.tensor(2.0), gradients, replicas=1)[1].item()
+
+
+def test_the_norm_of_bf16_gradients_is_summed_in_fp32():
+    """70,000 ones and three thousands: rounding the parts' norms to bf16 alone would be off by 1e-3."""
+    assert run_ranks(1, bf16_norm) == [pytest.approx(math.sqrt(70_000 + 3e6), rel=1e-6)]

@@ -7,9 +7,11 @@ import runs
 import torch
 from ranks import run_ranks
 from tiny_models import VOCAB_SIZE, write_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skytrain import parallel
 from skytrain.errors import UserError
+from skytrain.trainer import train_step
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,57 @@ def test_hsdp_on_four_ranks_equals_one_rank(inputs, tmp_path):
     for four in run_ranks(4, on_ranks, c, 1, process_group=False):
         assert largest_difference(four, one[:1]) < 1e-5
         assert four[0]["norm"] == pytest.approx(one[0]["norm"], rel=1e-5)
+
+
+class Collectives(TorchDispatchMode):
+    """How often weights are gathered and gradients reduced, and in which dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gathered, self.reduced = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered.append(args[1].dtype)
+        elif func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.reduced.append(args[1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(c) -> tuple[list[dict], list[torch.dtype], list[torch.dtype], int]:
+    """A step, and what the next one gathers and reduces in how many micro-batches."""
+    run = runs.start(c)
+    seen = runs.steps(run, 1)
+    step = run.feed[1]
+    with Collectives() as mode:
+        train_step(run, step, 1e-3)
+    run.feed.close()
+    return seen, mode.gathered, mode.reduced, len(step.rows)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "full"])
+def test_no_weight_is_gathered_twice_without_need(checkpoint, inputs, tmp_path):
+    """In a micro-batch each group once in forward; in backward all layers but the last, and no other group."""
+    c = runs.settings(
+        *inputs, tmp_path / "run", batch__documents=6, batch__max_tokens=40, activations__checkpoint=checkpoint
+    )
+    for _, gathered, reduced, rows in run_ranks(2, collectives, c, process_group=False):
+        layers, others = 2, 3
+        assert rows > 1
+        assert gathered == [torch.float32] * rows * (layers + others + layers - 1)
+        assert reduced == [torch.float32] * rows * (layers + others)
+
+
+def test_gradients_reduced_in_bf16_are_near(inputs, tmp_path):
+    common = {"batch__documents": 6, "batch__max_tokens": 40, "train__dtype": "bfloat16"}
+    seen = {}
+    for dtype in ("float32", "bfloat16"):
+        c = runs.settings(*inputs, tmp_path / dtype, parallel__reduce_dtype=dtype, **common)
+        [(seen[dtype], gathered, reduced, rows), _] = run_ranks(2, collectives, c, process_group=False)
+        assert set(gathered) == {torch.bfloat16}
+        # The head's gradient is made in fp32, and stays so.
+        assert sorted(map(str, reduced)) == sorted([f"torch.{dtype}"] * rows * 4 + ["torch.float32"] * rows)
+    assert 0.0 < largest_difference(seen["bfloat16"], seen["float32"]) < 2e-2
 
 
 def test_bf16_compute_keeps_fp32_weights_and_gradients(inputs, tmp_path):

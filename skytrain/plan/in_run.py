@@ -1,0 +1,47 @@
+"""The plan of a run that is about to start, and how it came out."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import torch
+
+from skytrain.config import Config
+from skytrain.model import ModelConfig
+from skytrain.parallel import World
+from skytrain.plan import hardware
+from skytrain.plan.forecast import Forecast, forecast, told
+from skytrain.plan.report import counts_line, memory_line, time_line
+
+
+def planned(config: Config, model: ModelConfig, lengths: np.ndarray, world: World) -> Forecast:
+    """The same on every rank. lengths: int64, tokens of each document of an epoch. UserError as `forecast`."""
+    device = hardware.of_name(hardware.device_name(world.device, world.size))
+    if device is not None and world.device.type == "cuda":
+        total = torch.cuda.get_device_properties(world.device).total_memory
+        device = msgspec.structs.replace(device, memory_gib=total / hardware.GIB)
+    return forecast(config, model, lengths, world.size, device, config.log.price_per_gpu_hour)
+
+
+def lines(plan: Forecast) -> list[str]:
+    texts = (f"layers hold {told(plan.setting.policies)}", memory_line(plan), counts_line(plan), time_line(plan))
+    return [f"plan: {text}" for text in texts]
+
+
+def compared(plan: Forecast, measured: dict[str, float]) -> tuple[dict[str, float], str]:
+    """(numbers for metrics.jsonl, a line) of planned against measured. measured: `peak_memory_gib`, `step_s`,
+    `tokens_per_s`, as in the lines of metrics.jsonl.
+
+    Memory is that of tensors alone, as a GPU's allocator counts it. A CPU's process also holds Python and libraries.
+    """
+    expected = {"peak_memory_gib": plan.memory.live / hardware.GIB}
+    if plan.timing is not None:
+        expected |= {"step_s": plan.timing.step, "tokens_per_s": plan.timing.tokens_per_s}
+    numbers = {f"planned_{key}": value for key, value in expected.items()}
+    numbers |= {f"measured_{key}": value for key, value in measured.items()}
+    units = {"peak_memory_gib": "GiB at the peak", "step_s": "s a step", "tokens_per_s": "tokens/s"}
+    parts = [
+        f"{expected[key]:,.4g} {unit} (measured {measured[key]:,.4g})" if key in expected else f"{unit}: "
+        f"{measured[key]:,.4g} measured" for key, unit in units.items()
+    ]  # fmt: skip
+    return numbers, "planned " + ", ".join(parts)
