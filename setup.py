@@ -6,9 +6,16 @@ works on a machine without torch. Under pip's build isolation torch is never imp
 `--no-build-isolation` to get `_C`. Neither needs a GPU or CUDA headers.
 """
 
+import sys
+
 from setuptools import Extension, setup
 
 FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
+# No result depends on these two: roots set no errno, comparisons raise no flag, so that loops with them are vectorised.
+VECTORS = ["-fno-math-errno", "-fno-trapping-math"]
+# Without OpenMP torch's headers turn at::parallel_for into a plain call on one thread. The library is torch's own, which
+# is loaded first; Apple's compiler has none.
+THREADS = ["-fopenmp"] if sys.platform == "linux" else []
 
 extensions = [
     Extension(
@@ -27,9 +34,13 @@ else:
     extensions.append(
         CppExtension(
             "skytrain._C",
-            ["csrc/torch_module.cpp", "csrc/attention.cpp"],
-            extra_compile_args=FLAGS,
-            depends=["csrc/attention.h", "csrc/attention_kernel.h"],
+            ["csrc/torch_module.cpp", "csrc/attention.cpp", "csrc/host_adamw.cpp"],
+            extra_compile_args=[*FLAGS, *VECTORS, *THREADS],
+            extra_link_args=THREADS,
+            depends=[
+                *("csrc/attention.h", "csrc/attention_kernel.h"),
+                *("csrc/host_adamw.h", "csrc/host_adamw_kernel.h", "csrc/host_adamw_lanes.h"),
+            ],
         )
     )
     commands["build_ext"] = BuildExtension

@@ -99,7 +99,7 @@ class AdamW:
         self.parameters = [p.detach() for p in parameters]
         self.decays = torch.tensor(decays, dtype=torch.float32, device=device)
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
-        self.state = _new_state(self.parameters, format)
+        self.state = new_state(self.parameters, format)
         self._betas = torch.tensor(betas, dtype=torch.float64, device=device)
         self._table, self._blocks = _tables(self.parameters, self.state)
         self._addresses: list[int] = []
@@ -180,7 +180,8 @@ def _check_step(parameters: Sequence[Tensor], gradients: Sequence[Tensor], divis
             raise ValueError(f"{name} must be a fp32 scalar on {parameters[0].device}, not {x.dtype} on {x.device}")
 
 
-def _new_state(parameters: Sequence[Tensor], format: str) -> dict[str, list[Tensor | None]]:
+def new_state(parameters: Sequence[Tensor], format: str) -> dict[str, list[Tensor | None]]:
+    """`AdamW.state` before the first step."""
     state: dict[str, list[Tensor | None]] = {"exp_avg": [], "exp_avg_sq": []}
     for p in parameters:
         coded = format != "fp32" and p.ndim > 1

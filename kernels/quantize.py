@@ -123,8 +123,10 @@ def quantize_second(v: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     offsets: int32 in [0, 2^20) of v's shape, `dither`'s; 2^19 rounds to nearest.
     """
     x, scales = _relative(v)
-    # torch's fp32 root is off by an ulp on CPUs.
-    root = x.double().sqrt().sqrt().sqrt().float()
+    # The nearest fp32 three times, as in the kernels; torch's own fp32 root is off by an ulp on CPUs.
+    root = x
+    for _ in range(3):
+        root = root.double().sqrt().float()
     below = (root * SECOND).to(torch.int32).clamp_max(SECOND - 1)
     low, high = _eighth(below), _eighth(below + 1)
     code = below + (x - low > (high - low) * (offsets.float() * (1 / (MASK + 1)))).to(torch.int32)
