@@ -11,10 +11,10 @@ import sys
 from setuptools import Extension, setup
 
 FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
-# No result depends on these two: roots set no errno, comparisons raise no flag, so that loops with them are vectorised.
+# No result depends on these two: roots set no errno, comparisons raise no flag, so that loops are vectorised.
 VECTORS = ["-fno-math-errno", "-fno-trapping-math"]
-# Without OpenMP torch's headers turn at::parallel_for into a plain call on one thread. The library is torch's own, which
-# is loaded first; Apple's compiler has none.
+# Without OpenMP torch's headers turn at::parallel_for into a plain call on one thread. The library is torch's own,
+# which is loaded first; Apple's compiler has none.
 THREADS = ["-fopenmp"] if sys.platform == "linux" else []
 
 extensions = [

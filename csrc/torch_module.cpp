@@ -141,7 +141,7 @@ void check_part(const Tensor& x, const char* what, size_t i, at::IntArrayRef sha
 // Elements [0, n) of the lists belong together; the scales of fp32 moments are not looked at, and `out` may be empty.
 HostTensor tensor_of(size_t i, at::TensorList weights, at::TensorList gradients, at::TensorList exp_avg,
                      at::TensorList exp_avg_sq, at::TensorList exp_avg_scale, at::TensorList exp_avg_sq_scale,
-                     at::TensorList out, const float* decays) {
+                     at::TensorList out, const float* decays, int64_t first) {
   const Tensor& w = weights[i];
   const bool coded = exp_avg[i].dtype() == at::kChar, narrow = gradients[i].dtype() == at::kBFloat16;
   check_part(w, "weight", i, w.sizes(), at::kFloat);
@@ -160,7 +160,7 @@ HostTensor tensor_of(size_t i, at::TensorList weights, at::TensorList gradients,
                .decay = decays[i],
                .elements = w.numel(),
                .columns = w.numel(),
-               .number = static_cast<int64_t>(i)};
+               .number = first + static_cast<int64_t>(i)};
   if (!coded) return t;
   TORCH_CHECK(w.dim() > 0, "host_adamw: weight ", i, " is a scalar, which has no 8-bit moments");
   std::vector<int64_t> scales = w.sizes().vec();
@@ -176,7 +176,7 @@ HostTensor tensor_of(size_t i, at::TensorList weights, at::TensorList gradients,
 void host_adamw_op(at::TensorList weights, at::TensorList gradients, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                    at::TensorList exp_avg_scale, at::TensorList exp_avg_sq_scale, at::TensorList out,
                    const Tensor& decays, const Tensor& steps, const Tensor& corrections, const Tensor& divisor,
-                   const Tensor& skip, double rate, double beta1, double beta2, double eps,
+                   const Tensor& skip, double rate, double beta1, double beta2, double eps, int64_t first,
                    std::optional<std::string_view> isa_name) {
   const size_t count = weights.size();
   for (size_t size : {gradients.size(), exp_avg.size(), exp_avg_sq.size(), exp_avg_scale.size(),
@@ -189,7 +189,7 @@ void host_adamw_op(at::TensorList weights, at::TensorList gradients, at::TensorL
   std::vector<int64_t> starts{0};  // of each tensor's groups among all groups
   for (size_t i = 0; i < count; ++i) {
     tensors.push_back(tensor_of(i, weights, gradients, exp_avg, exp_avg_sq, exp_avg_scale, exp_avg_sq_scale, out,
-                                decays.data_ptr<float>()));
+                                decays.data_ptr<float>(), first));
     starts.push_back(starts.back() + tensors.back().groups());
   }
   const Isa isa = isa_of(isa_name);
@@ -215,7 +215,7 @@ TORCH_LIBRARY_FRAGMENT(skytrain, m) {
       "host_adamw(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, "
       "Tensor(d!)[] exp_avg_max, Tensor(e!)[] exp_avg_sq_max, Tensor(f!)[] out, Tensor decays, Tensor steps, "
       "Tensor corrections, Tensor divisor, Tensor skip, float rate, float beta1, float beta2, float eps, "
-      "str? isa=None) -> ()");
+      "int first, str? isa=None) -> ()");
   m.def("host_isas() -> str[]", &skytrain::host_isas);
 }
 

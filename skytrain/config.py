@@ -61,10 +61,12 @@ class Optim(Section):
     """Largest norm of the whole gradient; none for no clipping."""
     decay_embeddings: bool = True
     """Whether weight decay applies to the token embedding, and to the head where it is the same tensor."""
-    format: Literal["auto", "fp32", "fp32_8bit", "split_8bit"] = "auto"
+    format: Literal["auto", "fp32", "fp32_8bit", "split_8bit", "host", "host_8bit"] = "auto"
     """Of weights, gradients and AdamW's moments on a rank: fp32 (16 bytes a parameter); fp32 with 8-bit moments (10.1);
-    or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1). How a code is rounded
-    depends on the sharding, so that runs on other numbers of ranks differ by it. auto: the first of these that the
+    or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1); or bf16 weights and
+    gradients (4) with fp32 weights and moments in host memory (12 there; with 8-bit moments 6.1), and AdamW on the
+    host's cores. How an 8-bit code is rounded depends on the sharding, so that runs on other numbers of ranks differ by
+    it. auto: the first of these that the
     device's memory holds with 4 GB to spare by the plan (fp32 where the hardware table does not know the device); a
     resumed run stays with what it began with."""
 
@@ -300,10 +302,14 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
         ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
         ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
-        ("optim.format", c.optim.format in ("auto", "fp32") or c.optim.name == "adamw", "only AdamW has 8-bit moments"),
         (
             "optim.format",
-            c.optim.format != "split_8bit" or c.train.dtype == "bfloat16",
+            c.optim.format in ("auto", "fp32") or c.optim.name == "adamw",
+            "is of AdamW's states: SGD has none",
+        ),
+        (
+            "optim.format",
+            c.optim.format in ("auto", "fp32", "fp32_8bit") or c.train.dtype == "bfloat16",
             'its weights on a rank are bf16: set train.dtype = "bfloat16"',
         ),
         ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),

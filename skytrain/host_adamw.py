@@ -65,13 +65,16 @@ class HostAdamW:
         divisor: Tensor,
         skip: Tensor,
         out: Sequence[Tensor] | None = None,
+        *,
+        first: int | None = None,
     ) -> None:
         """One update by `gradient / divisor`; nothing at all changes where `skip` (0.0 or 1.0) is 1.
 
         gradients: one for each master, contiguous, of its shape, fp32 or bf16; they stay as they are. divisor, skip:
         fp32 scalars on the CPU. out: bf16 tensors of the masters' shapes that receive the new weights, rounded to
-        nearest even as torch rounds. Raises ValueError for tensors on a device, RuntimeError for others that do not
-        fit, before anything changes.
+        nearest even as torch rounds. first: where a step is made of several calls, the master that the first gradient
+        is of; the call with the last master's gradient counts the step. Raises ValueError for a gradient too few and
+        for tensors on a device, RuntimeError for others that do not fit, before anything changes.
         """
         # With one of these the dispatcher would look for the operation on that device, and say only that there is none.
         for name, tensors in (("gradient", gradients), ("out", out or [])):
@@ -79,15 +82,20 @@ class HostAdamW:
                 if t.device.type != "cpu":
                     raise ValueError(f"{name} {i} is on {t.device}: it must be in host memory")
         # The operation's lists hold a tensor for every master; it does not look at the scales of fp32 moments.
+        if first is None and len(gradients) != len(self.masters):
+            raise ValueError(f"{len(gradients)} gradients for {len(self.masters)} masters: there must be as many")
+        first = first or 0
+        part = slice(first, first + len(gradients))
         kinds = ("exp_avg", "exp_avg_sq", "exp_avg_max", "exp_avg_sq_max")
-        lists = [self.state.get(kind, [None] * len(self.masters)) for kind in kinds]
+        lists = [self.state.get(kind, [None] * len(self.masters))[part] for kind in kinds]
         states = [[torch.empty(0) if t is None else t for t in tensors] for tensors in lists]
         steps = self.steps + (1.0 - skip)
         torch.ops.skytrain.host_adamw(
-            self.masters, gradients, *states, out or [], self.decays, steps, bias_corrections(self._betas, steps),
-            divisor, skip, rate, *self.betas, self.eps, self.isa,
+            self.masters[part], gradients, *states, out or [], self.decays[part], steps,
+            bias_corrections(self._betas, steps), divisor, skip, rate, *self.betas, self.eps, first, self.isa,
         )  # fmt: skip
-        self.steps.copy_(steps)
+        if part.stop == len(self.masters):
+            self.steps.copy_(steps)
 
 
 def instruction_sets() -> list[str]:
@@ -110,5 +118,6 @@ def _check(masters: Sequence[Tensor], decays: Sequence[float], format: str) -> N
     for i, p in enumerate(masters):
         if p.dtype != torch.float32 or not p.is_contiguous() or p.device.type != "cpu":
             raise ValueError(
-                f"master {i} is {p.dtype} with strides {p.stride()} on {p.device}: it must be contiguous fp32 on the CPU"
+                f"master {i} is {p.dtype} with strides {p.stride()} on {p.device}: it must be contiguous fp32 in host "
+                "memory"
             )

@@ -14,13 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from skytrain.config import Optim, Schedule
+from skytrain.host_states import FORMATS as HOST_FORMATS
+from skytrain.host_states import HostStates
 from skytrain.kernels.adamw import AdamW
 from skytrain.kernels.quantize import join, scales_shape, split
 
 EMBEDDING = "embed_tokens."
+BF16_WEIGHTS = {"split_8bit", *HOST_FORMATS}
+"""Formats whose weights on a rank are bf16."""
 
 
 def learning_rate(step: int, total: int, schedule: Schedule, peak: float) -> float:
@@ -50,14 +55,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(parameter: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`part`, this rank's piece of a state, as a tensor sharded like `parameter`; shape: that of the whole."""
+def like(parameter: Tensor, part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh | None = None) -> Tensor:
+    """`part`, this rank's piece of a state, as a tensor sharded like `parameter`; shape: that of the whole.
+
+    mesh: where the parts are in host memory, the ranks' CPUs.
+    """
     if not isinstance(parameter, DTensor):
         return part
     stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        part, parameter.device_mesh, parameter.placements, run_check=False, shape=torch.Size(shape), stride=stride
-    )
+    mesh = mesh or parameter.device_mesh
+    options = {"run_check": False, "shape": torch.Size(shape), "stride": stride}
+    return DTensor.from_local(part, mesh, parameter.placements, **options)
 
 
 class Optimizer:
@@ -65,20 +73,29 @@ class Optimizer:
 
     State of a parameter: two moments sharded like it (AdamW), fp32 or, in the 8-bit formats, codes with a scale for
     each 128 columns of a row; in the format `split_8bit` also the int16 remainder that makes its bf16 values fp32 ones
-    (kernels/adamw.py). One step counter serves all parameters and lives on the device: a skipped step does not count
-    for the bias correction.
+    (kernels/adamw.py); in the `host` formats moments and fp32 weights in host memory (host_states.py). One step counter
+    serves all parameters and lives with the moments: a skipped step does not count for the bias correction.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: Optim, backend: str = "auto"):
-        """backend: of the 8-bit format's kernel, "triton", "reference" or "auto"."""
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: Optim,
+        backend: str = "auto",
+        host_mesh: DeviceMesh | None = None,
+    ):
+        """backend: of the 8-bit formats' kernel on the device, "triton", "reference" or "auto". host_mesh: the ranks'
+        CPUs, where sharded parameters have states in host memory."""
         self.config = config
         self.parameters = dict(named_parameters)
         device = next(iter(self.parameters.values())).device
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
         self.states: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        self.coded: AdamW | None = None
+        self.masters: dict[str, Tensor] = {}
+        """Of the host formats."""
+        self.engine: AdamW | HostStates | None = None
         if config.format != "fp32":
-            self._code(backend)
+            self._start_engine(backend, host_mesh)
             return
         if config.name == "adamw":
             for moment in self.states.values():
@@ -94,24 +111,31 @@ class Optimizer:
             return 0.0
         return self.config.weight_decay
 
-    def _code(self, backend: str) -> None:
-        """The kernel's states, and the same memory as tensors sharded like the parameters."""
-        self.coded = AdamW(
-            [local(p) for p in self.parameters.values()], [self._decay(name) for name in self.parameters],
-            format=self.config.format, betas=self.config.betas, eps=self.config.eps, backend=backend,
-        )  # fmt: skip
-        self.steps = self.coded.steps
-        self.states = {kind: {} for kind in self.coded.state}
-        for kind, tensors in self.coded.state.items():
+    def _start_engine(self, backend: str, host_mesh: DeviceMesh | None) -> None:
+        """The engine's states, and the same memory as tensors sharded like the parameters."""
+        c, on_host = self.config, self.config.format in HOST_FORMATS
+        options = {"format": c.format, "betas": c.betas, "eps": c.eps} | ({} if on_host else {"backend": backend})
+        parts = [local(p) for p in self.parameters.values()]
+        decays = [self._decay(name) for name in self.parameters]
+        self.engine = (HostStates if on_host else AdamW)(parts, decays, **options)
+        mesh = host_mesh if on_host else None
+        self.steps = self.engine.steps
+        self.states = {kind: {} for kind in self.engine.state}
+        for kind, tensors in self.engine.state.items():
             for (name, p), part in zip(self.parameters.items(), tensors):
                 if part is not None:
                     shape = scales_shape(p.shape) if kind.endswith("_max") else tuple(p.shape)
-                    self.states[kind][name] = like(p, part, shape)
+                    self.states[kind][name] = like(p, part, shape, mesh)
+        if on_host:
+            pairs = zip(self.parameters.items(), self.engine.masters)
+            self.masters = {name: like(p, part, tuple(p.shape), mesh) for (name, p), part in pairs}
 
     @torch.no_grad()
     def write(self, name: str, values: Tensor) -> None:
         """Sets this rank's part of a parameter to `values`, of its shape and any floating dtype, exactly to fp32."""
         part = local(self.parameters[name])
+        if name in self.masters:
+            local(self.masters[name]).copy_(values)
         if "remainder" in self.states:
             values, remainder = split(values.float())
             local(self.states["remainder"][name]).copy_(remainder)
@@ -121,6 +145,8 @@ class Optimizer:
     def master(self, name: str) -> Tensor:
         """The exact fp32 weights of a parameter, sharded like it."""
         parameter = self.parameters[name]
+        if name in self.masters:
+            return self.masters[name]
         if "remainder" not in self.states:
             return parameter.detach()
         exact = join(local(parameter), local(self.states["remainder"][name]))
@@ -136,13 +162,10 @@ class Optimizer:
 
         divisor, skip: fp32 scalars on the device. Gradients may be left divided.
         """
-        if self.coded is not None:
-            parts = [local(p) for p in self.parameters.values()]
-            # FSDP2 gives shards of uneven parameters new memory before the first forward pass.
-            if any(p.data_ptr() != old.data_ptr() for p, old in zip(parts, self.coded.parameters)):
-                self.coded.rebind(parts)
+        if self.engine is not None:
+            self._rebind()
             gradients = [local(p.grad) for p in self.parameters.values()]
-            return self.coded.step(gradients, rate, divisor, skip)
+            return self.engine.step(gradients, rate, divisor, skip)
         self.steps += 1.0 - skip
         for names, decay in self.groups:
             weights = [local(self.parameters[name]) for name in names]
@@ -164,10 +187,24 @@ class Optimizer:
         for p in self.parameters.values():
             p.grad = None
 
+    def _rebind(self) -> None:
+        """FSDP2 gives shards of uneven parameters new memory before the first forward pass."""
+        parts = [local(p) for p in self.parameters.values()]
+        if any(p.data_ptr() != old.data_ptr() for p, old in zip(parts, self.engine.parameters)):
+            self.engine.rebind(parts)
+
     def state(self) -> dict[str, Tensor]:
-        """Everything a checkpoint must hold, by the name it has there; loading writes into these tensors."""
+        """All weights and states that a checkpoint must hold, by the name they have there. Loading writes into these
+        tensors, and calls `loaded`."""
+        weights = self.masters or {name: p.detach() for name, p in self.parameters.items()}
         state = {f"optim.{kind}.{name}": t for kind, held in self.states.items() for name, t in held.items()}
-        return {**state, "optim.steps": self.steps}
+        return {**{f"model.{name}": t for name, t in weights.items()}, **state, "optim.steps": self.steps}
+
+    def loaded(self) -> None:
+        """After a checkpoint was loaded into the tensors of `state`."""
+        if self.masters:
+            self._rebind()
+            self.engine.refresh()
 
 
 def sum_over_ranks(loss: Tensor, gradients: list[Tensor], replicas: int) -> tuple[Tensor, Tensor]:

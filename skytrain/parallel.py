@@ -34,6 +34,8 @@ class World:
     device: torch.device
     replicas: int
     mesh: DeviceMesh
+    host_mesh: DeviceMesh
+    """The same ranks' CPUs, for tensors in host memory."""
     local_rank: int = 0
     local_size: int = 1
     """Among the ranks of this host, and how many these are."""
@@ -63,8 +65,8 @@ def start(config: Config) -> World:
             # cuBLAS is only deterministic with a fixed workspace, which it reads when it starts.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    # On a GPU too: AdamW in host memory runs on these, and torchrun sets OMP_NUM_THREADS to 1.
+    torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // local_size))
     torch.manual_seed(config.run.seed)
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if not dist.is_initialized():
@@ -75,10 +77,12 @@ def start(config: Config) -> World:
         dist.init_process_group(backend, timeout=timeout, **alone)
     nodes = config.parallel.nodes
     if nodes > 1:
-        mesh = init_device_mesh(kind, (nodes, size // nodes), mesh_dim_names=("replicate", "shard"))
+        shape, names = (nodes, size // nodes), ("replicate", "shard")
     else:
-        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
-    return World(rank, size, device, nodes, mesh, local_rank, local_size)
+        shape, names = (size,), ("shard",)
+    mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+    host_mesh = mesh if kind == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return World(rank, size, device, nodes, mesh, host_mesh, local_rank, local_size)
 
 
 def stop() -> None:

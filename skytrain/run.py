@@ -84,8 +84,7 @@ class Run:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint, by the name it has there."""
-        weights = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        return {**weights, **self.optimizer.state(), "guard.counts": self.guard.counts}
+        return {**self.optimizer.state(), "guard.counts": self.guard.counts}
 
 
 def prepare(settings: Config, world: World, *, resume: bool) -> Run:
@@ -125,12 +124,15 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
     sources = hf.check_weights(model, settings.model.path)
-    if settings.optim.format == "split_8bit":
+    if settings.optim.format in optim.BF16_WEIGHTS:
         model.to(torch.bfloat16)
     host = parallel.shard(model, world, settings, plan.setting.policies)
     model.to_empty(device=world.device)
     optimizer = optim.Optimizer(
-        model.named_parameters(), settings.optim, "reference" if backends.kernels == "reference" else "auto"
+        model.named_parameters(),
+        settings.optim,
+        "reference" if backends.kernels == "reference" else "auto",
+        world.host_mesh,
     )
     hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device)
@@ -209,6 +211,7 @@ def begin(run: Run, *, resume: bool) -> list[str]:
     parallel.together(lambda: claim_folder(run, resume=resume))
     if resume:
         found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
+        run.optimizer.loaded()
         lines += [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over]
         if found is None:
             lines.append("resume: no complete checkpoint, so this run starts at step 0")

@@ -91,6 +91,8 @@ FORMATS = {
     "fp32": {},
     "fp32_8bit": {"optim__format": "fp32_8bit"},
     "split_8bit": {"optim__format": "split_8bit", "train__dtype": "bfloat16"},
+    "host": {"optim__format": "host", "train__dtype": "bfloat16"},
+    "host_8bit": {"optim__format": "host_8bit", "train__dtype": "bfloat16"},
 }
 
 
@@ -238,10 +240,11 @@ def test_bf16_gradients_are_off_by_the_sums_over_micro_batches(count, bound, mod
     assert seen["split_8bit"]["norm"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_split_weights_start_and_are_exported_with_all_their_bits(model, tmp_path):
+@pytest.mark.parametrize("format", ["split_8bit", "host", "host_8bit"])
+def test_weights_kept_in_two_parts_start_and_are_exported_with_all_their_bits(format, model, tmp_path):
     """fp32 weights in; after steps of rate 0 the same out, from the run and from its checkpoint, on two ranks."""
     path = data(tmp_path / "data", model, runs.random_documents(8, vocab=VOCAB_SIZE))
-    options = {"optim__lr": 0.0, "train__max_steps": 1, **FORMATS["split_8bit"]}
+    options = {"optim__lr": 0.0, "train__max_steps": 1, **FORMATS[format]}
     run_ranks(2, rank_train, runs.settings(model, path, tmp_path / "run", **options), process_group=False)
     run_export(argparse.Namespace(folder=tmp_path / "run", out=tmp_path / "later", step=None))
     source = load_file(model / "model.safetensors")
@@ -251,7 +254,8 @@ def test_split_weights_start_and_are_exported_with_all_their_bits(model, tmp_pat
         got = load_file(folder / "model.safetensors")
         assert got.keys() == source.keys()
         assert all(torch.equal(got[name], source[name].float()) for name in source)
-    assert all(stored[f"model.{name}"].dtype == torch.bfloat16 for name in source)
+    of_weights = torch.bfloat16 if format == "split_8bit" else torch.float32
+    assert all(stored[f"model.{name}"].dtype == of_weights for name in source)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -357,9 +361,9 @@ def rank_train(settings) -> None:
     train(settings)
 
 
-@pytest.mark.parametrize("format", ["fp32_8bit", "split_8bit"])
-def test_8_bit_moments_of_two_ranks_are_loaded_by_one(format, model, tmp_path):
-    """Codes, scales and remainders are sharded by rows like their parameters, uneven ones too."""
+@pytest.mark.parametrize("format", ["fp32_8bit", "split_8bit", "host", "host_8bit"])
+def test_states_of_two_ranks_are_loaded_by_one(format, model, tmp_path):
+    """Codes, scales, remainders and what is in host memory are sharded by rows like their parameters, uneven too."""
     path = data(tmp_path / "data", model, runs.random_documents(24, vocab=VOCAB_SIZE))
     options = {"batch__documents": 4, "checkpoint__keep": 9, **FORMATS[format]}
     shorter = runs.settings(model, path, tmp_path / "run", train__max_steps=3, **options)
@@ -375,14 +379,39 @@ def test_8_bit_moments_of_two_ranks_are_loaded_by_one(format, model, tmp_path):
     parallel.stop()
     assert state.keys() == stored.keys()
     assert all(torch.equal(state[name], stored[name]) for name in stored)
-    codes = [tensor for name, tensor in stored.items() if name.startswith("optim.exp_avg_sq.") and tensor.ndim > 1]
-    assert codes and all(tensor.dtype == torch.uint8 and tensor.any() for tensor in codes)
+    seconds = [tensor for name, tensor in stored.items() if name.startswith("optim.exp_avg_sq.") and tensor.ndim > 1]
+    of_seconds = torch.uint8 if "8bit" in format else torch.float32
+    assert seconds and all(tensor.dtype == of_seconds and tensor.any() for tensor in seconds)
     remainders = [tensor for name, tensor in stored.items() if name.startswith("optim.remainder.")]
     assert all(tensor.dtype == torch.int16 and tensor.any() for tensor in remainders)
     assert bool(remainders) == (format == "split_8bit")
     train(longer, resume=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("fp32", "host"), ("host_8bit", "fp32_8bit"), ("fp32_8bit", "host_8bit")]
+)
+def test_a_run_goes_on_with_its_states_moved_to_the_host_or_back(before, after, model, tmp_path):
+    """The same weights and moments by the same names: where they are changes, and the gradients' dtype."""
+    path = data(tmp_path / "data", model, runs.random_documents(24, vocab=VOCAB_SIZE))
+    options = {"batch__documents": 4, "train__dtype": "bfloat16", "checkpoint__keep": 9}
+    train(runs.settings(model, path, tmp_path / "run", train__max_steps=3, optim__format=before, **options))
+    longer = runs.settings(model, path, tmp_path / "run", train__max_steps=5, optim__format=after, **options)
+    world = parallel.start(longer)
+    run = prepare(longer, world, resume=True)
+    begin(run, resume=True)
+    stored = {n: fetch() for n, _, fetch in read_tensors(tmp_path / "run" / "checkpoints" / "step-00000003")}
+    state = {name: runs.full(tensor) for name, tensor in run.state().items()}
+    computed_with = {name: runs.full(p) for name, p in run.model.named_parameters()}
+    os.close(run.lock)
+    parallel.stop()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], stored[name]) for name in stored)
+    for name, weight in computed_with.items():
+        assert torch.equal(weight, state[f"model.{name}"].to(weight.dtype))
+    train(longer, resume=True)
 
 
 @pytest.mark.parametrize("options", [{}, {"parallel__reshard_after_forward": False}], ids=["tied", "kept whole"])

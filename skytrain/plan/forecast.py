@@ -13,6 +13,7 @@ from skytrain.activations import Policy
 from skytrain.config import Config, Optim
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
+from skytrain.optim import BF16_WEIGHTS
 from skytrain.plan.choice import RESERVE, choose
 from skytrain.plan.hardware import GIB, GPUS_A_NODE, Device
 from skytrain.plan.memory import Memory, Policies, Setting, plan_memory, recipe_policies
@@ -81,7 +82,7 @@ def _able(config: Config) -> list[str]:
     """Formats that the recipe can have."""
     if config.optim.name != "adamw":
         return ["fp32"]
-    return [format for format in FORMATS if format != "split_8bit" or config.train.dtype == "bfloat16"]
+    return [format for format in FORMATS if format not in BF16_WEIGHTS or config.train.dtype == "bfloat16"]
 
 
 def _of_format(

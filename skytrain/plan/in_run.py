@@ -29,10 +29,11 @@ def planned(config: Config, model: ModelConfig, lengths: np.ndarray, world: Worl
     plan = forecast(config, model, lengths, world.size, device, config.log.price_per_gpu_hour)
     needed, there = world.local_size * plan.memory.host, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
-        # Pinned memory cannot be swapped: the system would end the run in its first forward pass.
+        # Pinned memory cannot be swapped: the system would end the run in its first steps.
         raise UserError(
-            f"activations.offload: {world.local_size} rank(s) hold {needed / hardware.GIB:,.1f} GiB in this host's "
-            f'memory, which is {there / hardware.GIB:,.1f}; offload less, or keep = ["attention"] in its place'
+            f"{world.local_size} rank(s) would hold {needed / hardware.GIB:,.1f} GiB in this host's memory, which is "
+            f"{there / hardware.GIB:,.1f}; set less in activations.offload, or another optim.format than "
+            f"{plan.setting.format!r}"
         )
     return plan
 

@@ -52,10 +52,10 @@ CONTEXT_BYTES = int(0.6 * GIB)
 FRAGMENTATION = 0.05
 """Of the live bytes: what the caching allocator holds and cannot use, with expandable segments."""
 
-FORMATS = {"fp32": (4, 4), "fp32_8bit": (4, 4), "split_8bit": (2, 2), "host": (2, 2)}
+FORMATS = {"fp32": (4, 4), "fp32_8bit": (4, 4), "split_8bit": (2, 2), "host": (2, 2), "host_8bit": (2, 2)}
 """Bytes of a weight and of its gradient on the device, a parameter. FSDP2 gives a bf16 shard a bf16 gradient."""
-HOST_BYTES = 12
-"""Of a parameter in host memory, format `host`: fp32 weight and moments."""
+HOST_MOMENTS = {"host": "fp32", "host_8bit": "fp32_8bit"}
+"""Formats whose fp32 weights and moments are in host memory -> the format that has such moments on the device."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,25 @@ def state_bytes(s: Setting) -> dict[str, int]:
     weight, gradient = FORMATS[s.format]
     shards = [(shard_shape(shape, s.ranks), count) for shape, count in all_shapes(s.model).items()]
     elements = sum(math.prod(shape) * count for shape, count in shards)
-    states = sum(_moment_bytes(shape, s.format) * count for shape, count in shards) if s.moments else 0
+    states = 0 if s.format in HOST_MOMENTS or not s.moments else _states(shards, s.format)
     return {"weights": elements * weight, "gradients": elements * gradient, "optimizer": states}
+
+
+def host_state_bytes(s: Setting) -> int:
+    """Bytes of a rank's fp32 weights and moments in host memory."""
+    if s.format not in HOST_MOMENTS:
+        return 0
+    shards = [(shard_shape(shape, s.ranks), count) for shape, count in all_shapes(s.model).items()]
+    return 4 * sum(math.prod(shape) * count for shape, count in shards) + _states(shards, HOST_MOMENTS[s.format])
+
+
+def _states(shards: list[tuple[tuple[int, ...], int]], format: str) -> int:
+    return sum(_moment_bytes(shape, format) * count for shape, count in shards)
 
 
 def _moment_bytes(shape: tuple[int, ...], format: str) -> int:
     """Moments (and remainder) of one shard: 8-bit codes and two fp32 scales a group; fp32 in one dimension."""
     elements = math.prod(shape)
-    if format == "host":
-        return 0
     if format == "fp32" or len(shape) == 1:
         moments = 8 * elements
     else:
@@ -340,7 +350,7 @@ class Memory:
     kinds: dict[str, int]
     """At the peak, `buffers` among them: NCCL, context, fragmentation."""
     host: int
-    """Of this rank in the host's memory: the states of format `host`, offloaded activations of all layers."""
+    """Of this rank in the host's memory: the states of the host formats, offloaded activations of all layers."""
 
     @property
     def total(self) -> int:
@@ -358,7 +368,5 @@ def plan_memory(s: Setting) -> Memory:
     kinds = found[moment]
     live = sum(kinds.values())
     buffers = CONTEXT_BYTES + (NCCL_BYTES if s.ranks > 1 else 0) + int(FRAGMENTATION * live)
-    elements = state_bytes(s)["weights"] // FORMATS[s.format][0]
-    host = HOST_BYTES * elements if s.format == "host" else 0
-    host += sum(offloaded_bytes(s, policy) for policy in s.policies)
+    host = host_state_bytes(s) + sum(offloaded_bytes(s, policy) for policy in s.policies)
     return Memory(moment, {**kinds, "buffers": buffers}, host)

@@ -79,7 +79,7 @@ def show(console: Console, one: Forecast, lines: list[str], found: list[Alternat
     console.print(table)
     console.print(memory_line(one), markup=False)
     if one.memory.host:
-        console.print(f"host memory: {one.memory.host / GIB:,.1f} GiB for each GPU, pinned", markup=False)
+        console.print(f"host memory: {one.memory.host / GIB:,.1f} GiB for each GPU", markup=False)
     console.print(counts_line(one), markup=False)
     if one.timing is not None:
         table = Table(title="Seconds of a step", title_justify="left")

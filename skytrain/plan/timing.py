@@ -13,9 +13,8 @@ beside it   gathering the weights in both passes, reducing the gradients in back
 
 The head makes logits and both gradients in forward: 6 V h T. The embedding's gather begins the forward pass and its
 reduction ends the backward pass, with nothing to hide behind. A micro-batch takes as long as its slowest rank; the
-others wait. The optimizer moves the bytes of its format once a step: format `host` its gradients down under backward,
-and then the longer of the update in the host's memory and the way up of the new weights (a clipped update cannot begin
-before the norm of the whole gradient is known).
+others wait. The optimizer moves the bytes of its format once a step: the host formats in the host's memory, with the
+ways down and up under the update (none of it begins under backward: a clipped update needs the whole gradient's norm).
 
 Not in it: starting kernels, loading, validation, checkpoints and exports.
 """
@@ -34,6 +33,7 @@ from skytrain.plan.hardware import Device
 from skytrain.plan.memory import (
     FORMATS,
     Setting,
+    host_state_bytes,
     layer_shapes,
     offloaded_bytes,
     padded,
@@ -42,8 +42,6 @@ from skytrain.plan.memory import (
 from skytrain.plan.workload import Packed
 
 KINDS = ("matmul", "attention", "recomputation", "traffic", "communication", "offload", "waiting", "optimizer")
-HOST_TRAFFIC = 28
-"""Bytes of a parameter read and written by AdamW on the host, fp32: weight, two moments, both ways, gradient once."""
 
 
 def _forward_values(c: ModelConfig) -> int:
@@ -137,8 +135,9 @@ class Pace:
         weight, gradient = FORMATS[s.format]
         sizes = state_bytes(s)
         elements = sizes["weights"] / weight
-        if s.format == "host":
-            update = elements * (HOST_TRAFFIC + gradient + weight) / d.host_memory_rate
+        if states := host_state_bytes(s):
+            # States both ways; gradients and weights written once and read once, by the update and by the link.
+            update = (2 * states + elements * 2 * (gradient + weight)) / d.host_memory_rate
             return max(update, elements * weight / d.host_link_rate)
         return 2 * (sizes["weights"] + sizes["gradients"] + sizes["optimizer"]) / d.memory_rate
 

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from skytrain import parallel
 from skytrain.config import Config
 from skytrain.model import Backends, CausalLM, ModelConfig
-from skytrain.optim import local
+from skytrain.optim import BF16_WEIGHTS, local
 from skytrain.plan.memory import Policies, Setting, state_bytes
 
 
@@ -150,7 +150,7 @@ def _world(config: Config, ranks: int) -> parallel.World:
     nodes = config.parallel.nodes
     shape, names = ((nodes, ranks // nodes), ("replicate", "shard")) if nodes > 1 else ((ranks,), ("shard",))
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return parallel.World(0, ranks, torch.device("cpu"), nodes, mesh)
+    return parallel.World(0, ranks, torch.device("cpu"), nodes, mesh, mesh)
 
 
 def _network(config: Config, model: ModelConfig) -> CausalLM:
@@ -160,7 +160,7 @@ def _network(config: Config, model: ModelConfig) -> CausalLM:
     before = torch.get_default_dtype()
     try:
         # Fake parameters cannot be cast afterwards.
-        torch.set_default_dtype(torch.bfloat16 if config.optim.format == "split_8bit" else torch.float32)
+        torch.set_default_dtype(torch.bfloat16 if config.optim.format in BF16_WEIGHTS else torch.float32)
         with torch.device("meta"):
             return CausalLM(model, backends)
     finally:

@@ -17,7 +17,16 @@ from skytrain.hf import read_config
 from skytrain.optim import local
 from skytrain.plan import hardware
 from skytrain.plan.forecast import forecast
-from skytrain.plan.memory import Setting, Sharding, offloaded_bytes, parameters, plan_memory, saved_bytes, state_bytes
+from skytrain.plan.memory import (
+    Setting,
+    Sharding,
+    host_state_bytes,
+    offloaded_bytes,
+    parameters,
+    plan_memory,
+    saved_bytes,
+    state_bytes,
+)
 from skytrain.plan.trace import trace
 from skytrain.plan.workload import drawn_lengths, known_models
 from skytrain.trainer import train_step
@@ -163,7 +172,7 @@ def test_the_traced_peak_of_the_32b_is_within_the_budget_and_5_percent(budget_gi
 
 
 @pytest.mark.parametrize(
-    ("format", "bytes_each"), [("fp32", 16), ("fp32_8bit", 10.06), ("split_8bit", 8.06), ("host", 4)]
+    ("format", "bytes_each"), [("fp32", 16), ("fp32_8bit", 10.06), ("split_8bit", 8.06), ("host", 4), ("host_8bit", 4)]
 )
 def test_bytes_of_a_parameter_are_the_contracts(format, bytes_each):
     s = Setting(LARGE, Sharding(8), format, (Policy(),) * 64, 1)
@@ -197,3 +206,9 @@ def test_offloaded_values_are_in_host_memory_and_on_their_way():
     a_layer = 16384 * (5120 * 2 + 40 * 4)
     assert moved.host == 64 * a_layer
     assert kept.kinds["saved"] - moved.kinds["saved"] >= 60 * a_layer
+
+
+@pytest.mark.parametrize(("format", "bytes_each"), [("host", 12), ("host_8bit", 6.06), ("fp32", 0)])
+def test_bytes_of_a_parameter_in_host_memory(format, bytes_each):
+    s = Setting(LARGE, Sharding(8), format, (Policy(),) * 64, 1)
+    assert host_state_bytes(s) * 8 / parameters(LARGE) == pytest.approx(bytes_each, rel=0.002)

@@ -45,7 +45,7 @@ def build(
             mesh = init_device_mesh("cpu", (nodes, ranks // nodes), mesh_dim_names=("replicate", "shard"))
         else:
             mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("shard",))
-        parallel.shard(model, parallel.World(dist.get_rank(), ranks, torch.device("cpu"), nodes, mesh), settings)
+        parallel.shard(model, parallel.World(dist.get_rank(), ranks, torch.device("cpu"), nodes, mesh, mesh), settings)
     model.to_empty(device="cpu")
     load_weights(model, folder)
     return model
