@@ -2,12 +2,13 @@
 
     python bench/host_adamw.py [--millions 64] [--rounds 21] [--threads N]
 
-Each first makes a few steps on small tensors, and is refused if it is off an AdamW in fp64. Then all step in turns, over
-tensors much larger than the caches: a round is one step of each, and a ratio is that of two times in the same round, so
-that what disturbs the machine disturbs both. Targets: at most 1.15 times each peer's time at equal bytes (fp32 gradients
-and moments, 28 bytes a parameter read and written), and 8-bit moments at least 70% as much faster as their bytes are
-fewer. GB/s counts every byte that must be read or written once, and % is of what the machine copies in the same rounds.
-`cpu` is the processor's time over all threads: where others use the machine too, it holds no waiting for a core.
+Each first makes a few steps on small tensors, and is refused if it is off an AdamW in fp64. Then all step in turns,
+over tensors much larger than the caches: a round is one step of each, and a ratio is that of two times in the same
+round, so that what disturbs the machine disturbs both. Targets: at most 1.15 times each peer's time at equal bytes
+(fp32 gradients and moments, 28 bytes a parameter read and written), and 8-bit moments at least 70% as much faster as
+their bytes are fewer. GB/s counts every byte that must be read or written once, and % is of what the machine copies in
+the same rounds. `cpu` is the processor's time over all threads: where others use the machine too, it holds no waiting
+for a core.
 """
 
 from __future__ import annotations
