@@ -2,7 +2,8 @@
 
     python bench/plan.py [--untraced]
 
-Each case is the command as a user types it. A trace takes one or two minutes, and about 1 GB.
+Each case is the command as a user types it. A trace takes one or two minutes, and about 1 GB; float8 has
+none (`skytrain plan` says why), and plans the memory of its case without it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ CASES: dict[str, list[str]] = {
     "32B on 8, split_8bit, attention kept": [
         "sky_t1_32b.toml", *SELECTIVE, 'activations.keep=["attention"]', "optim.format=split_8bit",
     ],
+    "32B on 8, float8 tensorwise": ["sky_t1_32b.toml", "train.float8=tensorwise"],
+    "32B on 8, float8 rowwise": ["sky_t1_32b.toml", "train.float8=rowwise"],
+    "32B on 4, states on the host": ["sky_t1_32b.toml", "--gpus", "4", "optim.format=host"],
+    "32B on 4, 8-bit states on the host": ["sky_t1_32b.toml", "--gpus", "4", "optim.format=host_8bit"],
+    "32B on 8x A100 40 GB, states on the host": [
+        "sky_t1_32b.toml", "--gpu", "a100-40gb", "optim.format=host", *SELECTIVE, "activations.budget_gib=auto",
+    ],
     "7B on 1": ["sky_t1_7b.toml", "--gpus", "1"],
+    "7B on 1, states on the host": ["sky_t1_7b.toml", "--gpus", "1", "optim.format=host"],
 }  # fmt: skip
 
 
@@ -65,7 +74,7 @@ def main() -> None:
     traced = not parser.parse_args().untraced
     rows = []
     for case, words in CASES.items():
-        found = values(*plan(words, traced=traced))
+        found = values(*plan(words, traced=traced and not any("float8" in word for word in words)))
         print(case + ": " + ", ".join(f"{metric} {value:.5g} {unit}" for metric, (value, unit) in found.items()))
         rows += [
             {"case": case, "metric": metric, "value": f"{value:.6g}", "unit": unit}

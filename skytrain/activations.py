@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from skytrain.config import OPERATIONS, Activations
+from skytrain.config import Activations
+from skytrain.config_rules import OPERATIONS
 from skytrain.errors import UserError
 from skytrain.model import CausalLM, DecoderLayer
 from skytrain.offload import Frame, HostMemory, Stored, alias, is_dense
@@ -97,7 +98,7 @@ def _wrap(
         return compile(layer.forward) if compile else layer.forward
     # Nothing in a layer draws random numbers, and saving the generator's state would wait for the device.
     options = {"use_reentrant": False, "preserve_rng_state": False}
-    held = _Held(policy, has_norms=layer.self_attn.q_norm is not None)
+    held = _held(policy, layer.self_attn.q_norm is not None)
     if compile is not None:
         if policy.keep or policy.offload - {"input"}:
             # The compiler takes a partial and no other function.
@@ -192,7 +193,7 @@ class _Names:
 class _Held:
     """What becomes of each named operation's output."""
 
-    def __init__(self, policy: Policy, *, has_norms: bool) -> None:
+    def __init__(self, policy: Policy, has_norms: bool) -> None:
         self.policy = policy
         holds_qkv = "qkv" in policy.keep | policy.offload
         self.unread = {"down", "q", "k"} if holds_qkv and not has_norms else {"down"}
@@ -205,6 +206,12 @@ class _Held:
         if operation in self.policy.keep:
             return "keep"
         return "offload" if operation in self.policy.offload else "recompute"
+
+
+@functools.cache
+def _held(policy: Policy, has_norms: bool) -> _Held:
+    """One for all layers that hold the same: the compiler goes by its identity, and would compile each of them anew."""
+    return _Held(policy, has_norms)
 
 
 # Eagerly

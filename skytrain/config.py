@@ -7,7 +7,6 @@ settings are written into the run folder before step 0, in the same TOML form, s
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 import typing
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from skytrain.config_rules import broken
 from skytrain.errors import UserError
 
 
@@ -66,9 +66,8 @@ class Optim(Section):
     or bf16 weights with the 16 bits that make them fp32, bf16 gradients and 8-bit moments (8.1); or bf16 weights and
     gradients (4) with fp32 weights and moments in host memory (12 there; with 8-bit moments 6.1), and AdamW on the
     host's cores. How an 8-bit code is rounded depends on the sharding, so that runs on other numbers of ranks differ by
-    it. auto: the first of these that the
-    device's memory holds with 4 GB to spare by the plan (fp32 where the hardware table does not know the device); a
-    resumed run stays with what it began with."""
+    it. auto: the first of these that the device's memory holds with 4 GB to spare by the plan (fp32 where the hardware
+    table does not know the device); a resumed run stays with what it began with."""
 
 
 class Schedule(Section):
@@ -90,6 +89,9 @@ class Train(Section):
     """Of compute and of gathered weights. Master weights are always fp32."""
     compile: bool = False
     """torch.compile of each decoder layer."""
+    float8: Literal["tensorwise", "rowwise"] | None = None
+    """Products of the decoder layers in float8 (torchao), with one scale a tensor or one a row. On a GPU from sm_89 on
+    (rowwise: sm_90), compiled; on a CPU emulated. Rows are filled up to a multiple of 16 tokens."""
     deterministic: bool = False
     """Deterministic kernels on a GPU (slower); a CPU run always is."""
     max_bad_steps: int = 5
@@ -100,11 +102,6 @@ class Train(Section):
     """CPU threads a rank; none: the machine's cores divided by its ranks."""
     timeout_seconds: int = 1800
     """Of a collective operation."""
-
-
-OPERATIONS = ("attention", "qkv", "o_proj", "gate", "up")
-"""What can be kept of a decoder layer besides its input, in the order it is made. attention: output and logsumexp;
-qkv: the queries, keys and values that attention reads; o_proj, gate, up: the outputs of these projections."""
 
 
 class Activations(Section):
@@ -200,22 +197,6 @@ class Config(Section):
     plan: Plan = Plan()
 
 
-# Settings from 1 up, and the most of each: beyond it they are a slip of the hand, and would overflow or never end.
-COUNTS = {
-    **dict.fromkeys(("batch.documents", "batch.tokens", "batch.max_tokens"), 2**31 - 1),
-    **dict.fromkeys(("train.max_steps", "train.max_bad_steps", "train.validate_every"), 2**31 - 1),
-    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "export.every", "log.every"), 2**31 - 1),
-    "train.epochs": 10_000,
-    "train.threads": 1024,
-    "train.timeout_seconds": 10**7,
-    "kernels.head_chunk_mib": 2**20,
-    "parallel.nodes": 2**20,
-    "plan.gpus": 2**20,
-    **dict.fromkeys(("plan.documents", "plan.mean_tokens"), 2**31 - 1),
-}
-PATHS = ("run.dir", "model.path", "data.path", "data.validation", "export.default_system")
-
-
 def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a recipe and applies `section.key=value` overrides (the value is TOML; a bare word is a string)."""
     path = Path(recipe)
@@ -261,123 +242,9 @@ def _resolve(raw: dict[str, Any], where: str) -> Config:
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
         raise UserError(f"recipe {where}: {place.rstrip('`') or 'top level'}: {reason}") from None
-    for key, good, advice in _checks(config):
-        if not good:
-            section, name = key.split(".")
-            raise UserError(f"recipe {where}: {key} = {getattr(getattr(config, section), name)!r}: {advice}")
+    for key, value, advice in broken(config):
+        raise UserError(f"recipe {where}: {key} = {value!r}: {advice}")
     return config
-
-
-def _checks(c: Config) -> list[tuple[str, bool, str]]:
-    """(key, whether it is right, what to do): the rules that types cannot say."""
-
-    def positive(value: float | None) -> bool:
-        return value is None or (value > 0 and math.isfinite(value))
-
-    def ratio(value: float | None) -> bool:
-        return value is None or 0 <= value <= 1
-
-    def value(key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(c, section), name)
-
-    return [
-        *((key, value(key) is None or value(key) >= 1, "must be at least 1") for key in COUNTS),
-        *((key, value(key) is None or value(key) <= most, f"must be at most {most}") for key, most in COUNTS.items()),
-        *(
-            (
-                key,
-                value(key) is None or _is_path(value(key)),
-                "must be a path that can be: not empty, no part over 255 bytes, UTF-8",
-            )
-            for key in PATHS
-        ),
-        (
-            "batch.documents",
-            (c.batch.documents is None) != (c.batch.tokens is None),
-            "set exactly one of batch.documents and batch.tokens",
-        ),
-        ("run.seed", 0 <= c.run.seed < 2**63, "must be from 0 to 2^63 - 1"),
-        ("optim.lr", c.optim.lr >= 0 and math.isfinite(c.optim.lr), "must be a finite number, 0 or more"),
-        ("optim.betas", all(0 <= beta < 1 for beta in c.optim.betas), "each must be in [0, 1)"),
-        ("optim.eps", positive(c.optim.eps), "must be a finite number above 0"),
-        ("optim.weight_decay", 0 <= c.optim.weight_decay < math.inf, "must be a finite number, 0 or more"),
-        (
-            "optim.format",
-            c.optim.format in ("auto", "fp32") or c.optim.name == "adamw",
-            "is of AdamW's states: SGD has none",
-        ),
-        (
-            "optim.format",
-            c.optim.format in ("auto", "fp32", "fp32_8bit") or c.train.dtype == "bfloat16",
-            'its weights on a rank are bf16: set train.dtype = "bfloat16"',
-        ),
-        ("optim.clip", positive(c.optim.clip), 'must be a finite number above 0, or "none"'),
-        ("schedule.warmup_ratio", ratio(c.schedule.warmup_ratio), "must be from 0 to 1"),
-        ("schedule.warmup_steps", 0 <= (c.schedule.warmup_steps or 0) < 2**31, "must be from 0 to 2^31 - 1"),
-        (
-            "schedule.warmup_steps",
-            c.schedule.warmup_ratio is None or c.schedule.warmup_steps is None,
-            "set at most one of schedule.warmup_ratio and schedule.warmup_steps",
-        ),
-        ("schedule.min_ratio", ratio(c.schedule.min_ratio), "must be from 0 to 1"),
-        ("schedule.decay_ratio", ratio(c.schedule.decay_ratio), "must be from 0 to 1"),
-        (
-            "train.validate_every",
-            c.train.validate_every is None or c.data.validation is not None,
-            "needs data.validation",
-        ),
-        *_activation_checks(c.activations),
-        (
-            "parallel.reduce_dtype",
-            c.parallel.reduce_dtype in ("float32", c.train.dtype),
-            "must be float32, or as train.dtype",
-        ),
-        ("kernels.logits", c.kernels.logits in ("float32", c.train.dtype), "must be float32, or as train.dtype"),
-        ("log.price_per_gpu_hour", positive(c.log.price_per_gpu_hour), "must be a finite number above 0"),
-    ]
-
-
-def _activation_checks(a: Activations) -> list[tuple[str, bool, str]]:
-    names = {"activations.keep": (a.keep, OPERATIONS), "activations.offload": (a.offload, ("input", *OPERATIONS))}
-    both = ", ".join(sorted(set(a.keep) & set(a.offload)))
-    budget = a.budget_gib
-    return [
-        *(
-            (key, set(given) <= set(known), f"names must be of {', '.join(known)}")
-            for key, (given, known) in names.items()
-        ),
-        *((key, len(given) == len(set(given)), "names must not be repeated") for key, (given, _) in names.items()),
-        *(
-            (key, a.checkpoint == "selective" or not given, 'needs activations.checkpoint = "selective"')
-            for key, (given, _) in names.items()
-        ),
-        ("activations.offload", not both, f"{both} cannot be in activations.keep as well"),
-        (
-            "activations.budget_gib",
-            budget is None or a.checkpoint == "selective",
-            'needs activations.checkpoint = "selective"',
-        ),
-        (
-            "activations.budget_gib",
-            budget in (None, "auto") or 0 < budget < 2**20,
-            'must be a number of GiB above 0, or "auto"',
-        ),
-        (
-            "activations.budget_gib",
-            budget is None or not (a.keep or a.offload),
-            "chooses what is kept: take out activations.keep and activations.offload",
-        ),
-    ]
-
-
-def _is_path(text: str) -> bool:
-    """Whether a POSIX file system could hold it: an OSError or a ValueError from deep inside names no setting."""
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError:  # an argument that is not UTF-8, which the recipe in the run folder could not hold
-        return False
-    return 0 < len(raw) < 4096 and b"\0" not in raw and all(len(part) < 256 for part in raw.split(b"/"))
 
 
 def dumps(config: Config) -> str:

@@ -35,10 +35,14 @@ class Step:
 
 
 class Feed:
-    """`feed[step]` is this rank's part of a step. Steps asked for in order are ready when they are asked for."""
+    """`feed[step]` is this rank's part of a step. Steps asked for in order are ready when they are asked for.
 
-    def __init__(self, dataset: TokenDataset, planner: Planner, rank: int, device: torch.device):
+    multiple: of tokens, which each row is filled to.
+    """
+
+    def __init__(self, dataset: TokenDataset, planner: Planner, rank: int, device: torch.device, multiple: int = 1):
         self.dataset, self.planner, self.rank, self.device = dataset, planner, rank, device
+        self.multiple = multiple
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
         self.ahead: tuple[int, Future[Step]] | None = None
 
@@ -60,7 +64,7 @@ class Feed:
         plan = self.planner.step(step)
         rows = []
         for ranks in plan.rows:
-            row = pack_row(self.dataset, ranks[self.rank])
+            row = pack_row(self.dataset, ranks[self.rank], self.multiple)
             arrays = (row.input_ids, row.positions, row.cu_seqlens, row.target_index, row.labels)
             ids, positions, cu_seqlens, index, labels = (self._to_device(array) for array in arrays)
             rows.append(Row(ids, positions, cu_seqlens, row.max_seqlen, index, labels))

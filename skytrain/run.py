@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skytrain import attention, checkpoint, config, flops, hf, optim, parallel, storage
+from skytrain import attention, checkpoint, config, float8, flops, hf, optim, parallel, storage
 from skytrain.config import Config
+from skytrain.config_rules import FLOAT8_TOKENS
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.data.plan import Planner
@@ -95,6 +96,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     check_folder(settings, resume=resume)
     model_config = hf.read_config(settings.model.path)
     backends = resolve_backends(settings, world.device)
+    float8.check(settings.train, model_config, world.device)
     cost = flops.cost_model(model_config, settings.batch.max_tokens)
     data = open_data("data.path", settings.data.path, settings, model_config, world)
     planner = Planner(
@@ -106,6 +108,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         settings = with_format_of(settings, Path(settings.run.dir))
     plan = in_run.planned(settings, model_config, data.lengths, world)
     settings = with_format(settings, plan.setting.format)
+    multiple = 1 if settings.train.float8 is None else FLOAT8_TOKENS
     validation = None
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)
@@ -117,7 +120,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"data.validation = {settings.data.validation!r}: {error}") from None
-        validation = Feed(held_out, validation_planner, world.rank, world.device)
+        validation = Feed(held_out, validation_planner, world.rank, world.device, multiple)
     system = default_system(settings.export.default_system, data.info.system)
     if world.is_first and (settings.export.at_end or settings.export.every):
         small_files(Path(settings.model.path), getattr(torch, settings.export.dtype), system)
@@ -126,6 +129,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     sources = hf.check_weights(model, settings.model.path)
     if settings.optim.format in optim.BF16_WEIGHTS:
         model.to(torch.bfloat16)
+    float8.convert(model, settings.train.float8, emulate=world.device.type == "cpu")
     host = parallel.shard(model, world, settings, plan.setting.policies)
     model.to_empty(device=world.device)
     optimizer = optim.Optimizer(
@@ -135,7 +139,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         world.host_mesh,
     )
     hf.load_weights(model, settings.model.path, sources, optimizer.write)
-    feed = Feed(data, planner, world.rank, world.device)
+    feed = Feed(data, planner, world.rank, world.device, multiple)
     guard = Guard(world.device)
     return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, host)
 

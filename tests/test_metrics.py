@@ -12,7 +12,7 @@ from skytrain.plan.hardware import peak_flops
 
 
 def world(rank: int = 0, size: int = 2) -> World:
-    return World(rank, size, torch.device("cpu"), 1, None)
+    return World(rank, size, torch.device("cpu"), 1, None, None)
 
 
 def lines(folder) -> list[dict]:

@@ -27,16 +27,17 @@ class PackedRow:
     """int64 [K]: those next tokens"""
 
 
-def pack_row(dataset: TokenDataset, documents: np.ndarray) -> PackedRow:
-    """Packs these documents, in this order; `documents` is int64 [n].
+def pack_row(dataset: TokenDataset, documents: np.ndarray, multiple: int = 1) -> PackedRow:
+    """Packs these documents, in this order; `documents` is int64 [n]. T is filled up to a multiple of `multiple` with a
+    document of zeros without targets, which adds 0 to the loss and to every gradient.
 
-    With none, the row is one token that is no target: a rank with nothing to do still runs the model, since the
-    others wait for it in every collective, and adds 0 to the loss and to every gradient.
+    With no documents the row is such a one alone: a rank with nothing to do still runs the model, since the others wait
+    for it in every collective.
     """
-    if len(documents) == 0:
-        none = np.zeros(0, np.int64)
-        return PackedRow(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([0, 1], np.int32), 1, none, none.copy())
     parts = [dataset.document(int(index)) for index in documents]
+    filling = -sum(len(tokens) for tokens, _ in parts) % multiple if parts else multiple
+    if filling:
+        parts.append((np.zeros(filling, np.uint32), np.zeros(filling, np.uint8)))
     lengths = np.array([len(tokens) for tokens, _ in parts])
     ends = np.cumsum(lengths)
     starts = ends - lengths

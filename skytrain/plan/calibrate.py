@@ -76,6 +76,8 @@ def _row(world: World, seconds: float) -> Device:
         **reached,
         link=_short(links / 1e9 / peaks["link_gbs"]) if links else (assumed.link if assumed else 1.0),
         network=assumed.network if assumed else 1.0,
+        float8_tensorwise=assumed.float8_tensorwise if assumed else 0.0,
+        float8_rowwise=assumed.float8_rowwise if assumed else 0.0,
         source="measured: rates over the row's peaks" + note,
     )
     if gpu:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from skytrain.activations import Policy
-from skytrain.config import OPERATIONS
+from skytrain.config_rules import OPERATIONS
 from skytrain.flops import attention_flops, product_flops, recomputed_flops
 from skytrain.plan.hardware import Device
 from skytrain.plan.memory import Policies, Setting, operation_bytes, plan_memory
@@ -69,7 +69,7 @@ def _candidates(s: Setting, budget: int, packed: Packed, device: Device | None, 
 def rank(s: Setting, packed: Packed, device: Device | None) -> list[str]:
     """OPERATIONS, the most seconds saved a byte first (of FLOPs, where no device says what they take)."""
     length = packed.run_squares / packed.run_tokens
-    matmul, attention = (device.matmul_rate, device.attention_rate) if device else (1.0, 1.0)
+    matmul, attention = (device.product_rate(s.float8), device.attention_rate) if device else (1.0, 1.0)
     seconds = {name: product_flops(s.model)[name] / matmul for name in ("qkv", "o_proj", "gate", "up")}
     seconds["attention"] = attention_flops(s.model) * length / attention
     each = operation_bytes(s.model, s.itemsize)

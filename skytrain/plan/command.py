@@ -49,6 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     if price is not None and not 0 <= price < float("inf"):
         raise UserError(f"--price {price}: must be a finite number, 0 or more")
     device = hardware.find(arguments.gpu or settings.plan.gpu)
+    if arguments.trace and settings.train.float8 is not None:
+        raise UserError(
+            "--trace runs eagerly, where float8's casts are not fused and their temporaries are the peak: add "
+            "train.float8=none, which plans the same memory"
+        )
 
     # Not at the top: `skytrain prep` runs where torch is absent.
     from rich.console import Console

@@ -11,6 +11,7 @@ import numpy as np
 
 from skytrain.activations import Policy
 from skytrain.config import Config, Optim
+from skytrain.config_rules import FLOAT8_TOKENS
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
 from skytrain.optim import BF16_WEIGHTS
@@ -55,6 +56,11 @@ def forecast(
     """
     if gpus % config.parallel.nodes:
         raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of GPUs, {gpus}")
+    if device is not None and device.dtype == "bfloat16" and not device.product_rate(config.train.float8):
+        raise UserError(
+            f"train.float8 = {config.train.float8!r}: the hardware table knows no such products of {device.id}; take "
+            "it out, or name another device"
+        )
     packed = packed or pack(config, model, lengths, gpus, config.batch.max_tokens)
     if config.optim.format != "auto":
         return _of_format(config, model, packed, gpus, device, price)
@@ -89,15 +95,22 @@ def _of_format(
     config: Config, model: ModelConfig, packed: Packed, gpus: int, device: Device | None, price: float | None
 ) -> Forecast:
     policies = recipe_policies(config, model)
-    setting = replace(Setting.of(config, model, gpus, packed.micro_batches, policies), tokens=packed.fullest)
+    multiple = 1 if config.train.float8 is None else FLOAT8_TOKENS
+    fullest = -(-packed.fullest // multiple) * multiple
+    setting = replace(Setting.of(config, model, gpus, packed.micro_batches, policies), tokens=fullest)
     if config.activations.budget_gib is not None:
         setting = replace(setting, policies=_budgeted(config, setting, packed, device))
     replicas = config.parallel.nodes
-    times = device is not None and device.dtype == config.train.dtype
+    times = _times(config, device)
     return Forecast(
         setting, packed, plan_memory(setting), plan_counts(setting, packed), gpus, device,
         plan_timing(setting, device, packed, replicas) if times else None, price,
     )  # fmt: skip
+
+
+def _times(config: Config, device: Device | None) -> bool:
+    """Whether the device's rates are those of such a run."""
+    return device is not None and device.dtype == config.train.dtype and device.product_rate(config.train.float8) > 0
 
 
 def _budgeted(config: Config, s: Setting, packed: Packed, device: Device | None) -> Policies:
@@ -108,7 +121,7 @@ def _budgeted(config: Config, s: Setting, packed: Packed, device: Device | None)
             "the machine with skytrain plan --calibrate"
         )
     budget = device.memory - RESERVE if asked == "auto" else int(asked * GIB)
-    rates = device if device is not None and device.dtype == config.train.dtype else None
+    rates = device if _times(config, device) else None
     found = choose(s, budget, packed, rates, compiled=config.train.compile, replicas=config.parallel.nodes)
     if found is None:
         least = plan_memory(replace(s, policies=(Policy(),) * len(s.policies))).total

@@ -33,6 +33,9 @@ class Efficiency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     network: float
     host_link: float
     host_memory: float
+    float8_tensorwise: float = 0.0
+    """Of fp8_tflops, by train.float8's recipe; 0: not known."""
+    float8_rowwise: float = 0.0
     source: str
 
 
@@ -64,6 +67,12 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def matmul_rate(self) -> float:
         return self.bf16_tflops * 1e12 * self.efficiency.matmul
+
+    def product_rate(self, float8: str | None) -> float:
+        """Of a layer's products under train.float8; 0 where that is not known, or the device has none."""
+        if float8 is None:
+            return self.matmul_rate
+        return self.fp8_tflops * 1e12 * getattr(self.efficiency, f"float8_{float8}")
 
     @property
     def attention_rate(self) -> float:

@@ -94,6 +94,9 @@ class Setting:
     logits_itemsize: int = 4
     moments: bool = True
     """AdamW; SGD has none."""
+    float8: str | None = None
+    """train.float8. It changes no peak: what is saved stays wide, and the compiled casts of a product (a byte for each
+    value of its operands) are there when the MLP's inner gradients, of five times as many bytes, are not."""
 
     @property
     def ranks(self) -> int:
@@ -112,7 +115,7 @@ class Setting:
             model, sharding, config.optim.format,
             policies, config.batch.max_tokens, micro_batches,
             2 if config.train.dtype == "bfloat16" else 4, config.kernels.head_chunk_mib * 2**20,
-            4 if config.kernels.logits == "float32" else 2, config.optim.name == "adamw",
+            4 if config.kernels.logits == "float32" else 2, config.optim.name == "adamw", config.train.float8,
         )  # fmt: skip
 
 

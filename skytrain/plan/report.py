@@ -26,7 +26,8 @@ def sources(one: Forecast, model: str, data: str) -> list[str]:
     ]
     if one.device is not None and one.timing is not None:
         d = one.device
-        rates = f"products {d.matmul_rate / 1e12:,.3g} and attention {d.attention_rate / 1e12:,.3g} TFLOP/s"
+        narrow = f" (in layers, float8 {s.float8}: {d.product_rate(s.float8) / 1e12:,.3g})" if s.float8 else ""
+        rates = f"products {d.matmul_rate / 1e12:,.3g}{narrow} and attention {d.attention_rate / 1e12:,.3g} TFLOP/s"
         lines.append(
             f"assumed: {rates}, memory {d.memory_rate / 1e9:,.0f}, links {d.link_rate(s.ranks) / 1e9:,.0f}, host "
             f"{d.host_link_rate / 1e9:,.0f} GB/s (sources: skytrain/plan/hardware.toml)"

@@ -11,6 +11,8 @@ beside it   gathering the weights in both passes, reducing the gradients in back
             host in forward and back in backward. They run on links of their own: a layer takes the longest of
             computing, communicating and moving, and what is over the computing is called exposed
 
+Under train.float8 the layers' products run at that rate, and their operands are cast first (`_cast_bytes`).
+
 The head makes logits and both gradients in forward: 6 V h T. The embedding's gather begins the forward pass and its
 reduction ends the backward pass, with nothing to hide behind. A micro-batch takes as long as its slowest rank; the
 others wait. The optimizer moves the bytes of its format once a step: the host formats in the host's memory, with the
@@ -58,6 +60,14 @@ def _backward_values(c: ModelConfig) -> int:
     return 19 * h + heads * (5 if c.qk_norm else 2) + 5 * c.intermediate_size
 
 
+def _cast_bytes(c: ModelConfig) -> tuple[int, int]:
+    """(forward, backward) bytes a token that casting products' operands to float8 moves, of 2-byte values: each is read
+    for its largest value, read again and written; gradients are written in two layouts, one for each product."""
+    h, q, k = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    inputs, outputs = 2 * h + q + c.intermediate_size, q + 2 * k + 2 * h + 2 * c.intermediate_size
+    return 5 * inputs, 5 * inputs + 6 * outputs
+
+
 class Pace:
     """What a setting costs on a device."""
 
@@ -70,6 +80,11 @@ class Pace:
         layers = c.num_hidden_layers
         again = b * (layers - 1) / layers if s.sharding.reshard else 0  # the last layer's stay
         self.forward_copy, self.backward_copy = self._copy(self.layer, b), self._copy(self.layer, again, b)
+        self.rate, self.casts = device.product_rate(s.float8), (0.0, 0.0)
+        if s.float8 is not None:
+            self.casts = tuple(size / device.memory_rate for size in _cast_bytes(c))
+            weights = 5 * self.layer / device.memory_rate
+            self.forward_copy, self.backward_copy = self.forward_copy + weights, self.backward_copy + weights
         self.forward_link, self.backward_link = self._link(self.layer * b), self._link(self.layer * again)
         self.backward_link += self._reduce(self.layer, b)
         self.ends_copy = self._copy(self.table, b, 4) + self._copy(self.table, b, b)
@@ -102,11 +117,12 @@ class Pace:
         s, c, d = self.s, self.s.model, self.device
         mine = dict.fromkeys(KINDS[:6], np.zeros_like(tokens))
         products, squared = sum(product_flops(c).values()), attention_flops(c) * squares / d.attention_rate
-        forward = tokens * (products / d.matmul_rate), tokens * (_forward_values(c) * s.itemsize / d.memory_rate)
-        backward_traffic = tokens * (_backward_values(c) * s.itemsize / d.memory_rate)
+        traffic = _forward_values(c) * s.itemsize / d.memory_rate + self.casts[0]
+        forward = tokens * (products / self.rate), tokens * traffic
+        backward_traffic = tokens * (_backward_values(c) * s.itemsize / d.memory_rate + self.casts[1])
         for policy, count in Counter(s.policies).items():
             again_products, again_squares = recomputed_flops(c, policy)
-            again = tokens * (again_products / d.matmul_rate) + again_squares * squares / d.attention_rate
+            again = tokens * (again_products / self.rate) + again_squares * squares / d.attention_rate
             again = again + (0.0 if policy is None else forward[1])
             moved = offloaded_bytes(s, policy) / s.tokens * tokens / d.offload_rate
             first = forward[0] + squared + forward[1] + self.forward_copy

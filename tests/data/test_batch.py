@@ -93,3 +93,14 @@ def test_the_data_set_is_left_as_it_was():
     data = Documents([1, 1], [1, 0])
     pack(data, 0, 1)
     assert [marks.tolist() for _, marks in data.documents] == [[1, 1], [1, 0]]
+
+
+def test_a_row_is_filled_with_a_document_of_its_own_that_learns_nothing():
+    row = pack_row(Documents([0, 1, 1], [0, 1]), np.array([0, 1], np.int64), multiple=4)
+    assert row.input_ids.tolist() == [0, 1, 2, 10, 11, 0, 0, 0]
+    assert row.cu_seqlens.tolist() == [0, 3, 5, 8]
+    assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert row.target_index.tolist() == [0, 1, 3] and row.labels.tolist() == [1, 2, 11]
+    assert len(pack_row(Documents([0, 1, 1, 1]), np.array([0], np.int64), multiple=4).input_ids) == 4
+    empty = pack_row(Documents([0]), np.zeros(0, np.int64), multiple=16)
+    assert len(empty.input_ids) == 16 and len(empty.labels) == 0 and empty.cu_seqlens.tolist() == [0, 16]

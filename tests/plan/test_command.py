@@ -58,6 +58,31 @@ def test_what_layers_hold_chosen_for_the_node_the_32b_takes_under_3_and_a_half_h
     assert best["time"]["hours"] <= found["time"]["hours"] * 1.0001
 
 
+def test_in_float8_the_32b_takes_under_2_and_a_half_hours(capsys):
+    found = as_json(capsys, SKY, "train.float8=tensorwise")
+    assert found["memory"]["spare"] >= 4e9
+    assert found["time"]["hours"] < 2.5
+    wide = as_json(capsys, SKY)
+    assert found["memory"]["total"] == wide["memory"]["total"]
+    assert (
+        found["time"]["hours"] < as_json(capsys, SKY, "train.float8=rowwise")["time"]["hours"] < wide["time"]["hours"]
+    )
+
+
+def test_the_32b_fits_4_gpus_of_80_gb_with_its_optimizer_on_the_host(capsys):
+    found = as_json(capsys, SKY, "--gpus", "4", "optim.format=auto")
+    assert found["format"] == "host"
+    assert found["memory"]["spare"] >= 4e9
+    # fp32 weights and two moments of a quarter of the parameters, and what the recipe moves there.
+    assert found["memory"]["host"] > 12 * 32.76e9 / 4
+
+
+def test_the_32b_fits_8_gpus_of_40_gb_with_its_optimizer_on_the_host(capsys):
+    chosen = (SELECTIVE[0], "activations.offload=[]", "activations.budget_gib=auto", "optim.format=host")
+    found = as_json(capsys, SKY, "--gpu", "a100-40gb", *chosen)
+    assert found["memory"]["spare"] >= 4e9
+
+
 def test_the_7b_fits_one_gpu_of_80_gb_in_split_weights_alone(capsys):
     found = as_json(capsys, SEVEN, "--gpus", "1")
     assert found["format"] == "split_8bit"
@@ -129,6 +154,8 @@ def test_settings_may_stand_anywhere_and_other_words_nowhere(capsys):
         ([SEVEN, "activations.budget_gib=60"], r"budget_gib = 60\.0: needs activations\.checkpoint"),
         ([SKY, "activations.budget_gib=60"], r"take out activations\.keep"),
         ([SKY, "activations.offload=[]", "activations.budget_gib=0"], "above 0"),
+        ([SKY, "train.float8=rowwise", "--gpu", "a100-80gb"], r"knows no such products of a100-80gb"),
+        ([SKY, "train.float8=rowwise", "--trace"], r"--trace .*add train\.float8=none"),
         ([SKY, "--out", "x"], "--calibrate"),
         ([SKY, "--calibrate"], "takes no recipe"),
     ],

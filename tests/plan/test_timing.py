@@ -8,7 +8,7 @@ import pytest
 
 from skytrain import flops
 from skytrain.activations import Policy
-from skytrain.config import OPERATIONS
+from skytrain.config_rules import OPERATIONS
 from skytrain.flops import recomputed_flops
 from skytrain.plan import hardware
 from skytrain.plan.choice import choose, fits, rank
@@ -50,6 +50,25 @@ def test_products_and_attention_take_the_model_s_flops():
     assert t.hours == pytest.approx(2 * t.step / 3600)
     assert t.tokens_per_s == pytest.approx(8 * step_tokens / t.step)
     assert t.mfu == pytest.approx(0.5 * 6 / 7 * quadratic * 6000 / (quadratic * 6000) * (1 + linear / quadratic / 6000))
+
+
+def test_float8_speeds_up_the_layers_products_and_casts_their_operands():
+    """The head's stay. By hand for 32B: a layer's operands are h, q, h and I wide, its results q + 2 k, h, 2 I and h."""
+    policies = (None,) * 64
+    wide = Setting(LARGE, Sharding(1), "fp32_8bit", policies, 16384)
+    narrow = replace(wide, float8="tensorwise")
+    peak = H100.fp8_tflops * 1e12
+    head = 6 * LARGE.vocab_size * LARGE.hidden_size
+    layers = flops.flop_coefficients(LARGE)[0] - head
+    device = only(matmul=0.5, float8_tensorwise=0.25)
+    expected = 32000 * (layers / (0.25 * peak) + head / (0.5 * 989.4e12))
+    assert seconds(device, narrow).step == pytest.approx(expected, rel=1e-4)
+    device = only(memory=0.5, float8_tensorwise=1e9)
+    inputs, outputs = 5120 + 5120 + 5120 + 27648, 5120 + 2 * 1024 + 5120 + 2 * 27648 + 5120
+    parameters = LARGE.hidden_size * (2 * 5120 + 2 * 1024) + 3 * 5120 * 27648 + 5120 + 2 * 1024 + 2 * 5120
+    moved = 32000 * (10 * inputs + 6 * outputs) + 2 * 10 * parameters  # two micro-batches a step
+    more = seconds(device, narrow).step - seconds(device, wide).step
+    assert more == pytest.approx(64 * moved / (0.5 * 3352e9), rel=1e-4)
 
 
 def test_what_is_done_again_is_counted_once():
