@@ -24,7 +24,7 @@ import importlib.util as find, sys
 print("python", sys.version.split()[0])
 missing = [name for name in ("torch", "triton", "numpy", "safetensors", "rich", "pytest", "setuptools") if not find.find_spec(name)]
 for name, what in {
-    "msgspec": "configs and commands, the slice's recipe and its node", "tokenizers": "preparing data", "jinja2": "chat templates",
+    "msgspec": "commands, and the slice with the recipe's policy", "tokenizers": "preparing data", "jinja2": "chat templates",
     "liger_kernel": "a peer", "flashoptim": "a peer", "ninja": "faster builds",
 }.items():
     if not find.find_spec(name):
