@@ -6,7 +6,7 @@
 # Needs python 3.12, a C++ compiler, torch 2.11, triton 3.6, numpy, safetensors, rich, pytest and setuptools. Installs
 # nothing and fetches nothing: the extensions are built in place, and the package is imported from links in a temporary
 # folder. What is missing beside that is named. --dry-run runs every case, tiny, on a CPU. PYTHON=... picks an interpreter.
-# Results go to bench/results/kernels.csv; a short table comes last. Exit status 1 where something failed.
+# Results go to bench/results/kernels.csv and slice.csv; what failed comes last. Exit status 1 where something did.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -24,7 +24,7 @@ import importlib.util as find, sys
 print("python", sys.version.split()[0])
 missing = [name for name in ("torch", "triton", "numpy", "safetensors", "rich", "pytest", "setuptools") if not find.find_spec(name)]
 for name, what in {
-    "msgspec": "configs and commands", "tokenizers": "preparing data", "jinja2": "chat templates",
+    "msgspec": "commands, and the slice with the recipe's policy", "tokenizers": "preparing data", "jinja2": "chat templates",
     "liger_kernel": "a peer", "flashoptim": "a peer", "ninja": "faster builds",
 }.items():
     if not find.find_spec(name):
@@ -51,7 +51,7 @@ step() {
     fi
 }
 
-step 100 "build" "$PYTHON" setup.py -q build_ext --inplace
+step 70 "build" "$PYTHON" setup.py -q build_ext --inplace
 
 # setup.py maps kernels/ to skytrain.kernels. Without an installation links do: the root on sys.path would not, and would
 # shadow another package called kernels.
@@ -68,14 +68,16 @@ if $dry_run; then
     TRITON_INTERPRET=1 step 300 "kernels are right" "$PYTHON" -P -m pytest -q tests/kernels -k "opcheck or backend"
     step 300 "traffic" "$PYTHON" bench/traffic.py --small
     step 300 "microbenchmarks" "$PYTHON" bench/microbench.py --small --seconds 0.1
+    step 300 "the slice" "$PYTHON" bench/slice.py --small --seconds 0.1
 else
     unset TRITON_INTERPRET
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.limit --format=csv,noheader
     # Most of the time goes into compiling: several processes, where pytest can have them.
     processes=()
     $PYTHON -c 'import xdist' 2>/dev/null && processes=(-n 8 --dist loadfile)
-    step 200 "kernels are right" "$PYTHON" -P -m pytest -q "${processes[@]}" tests/kernels
-    step 290 "microbenchmarks" "$PYTHON" bench/microbench.py --seconds 2
+    step 170 "kernels are right" "$PYTHON" -P -m pytest -q "${processes[@]}" tests/kernels
+    step 120 "the slice" "$PYTHON" bench/slice.py
+    step 230 "microbenchmarks" "$PYTHON" bench/microbench.py --seconds 2
 fi
 
 echo
