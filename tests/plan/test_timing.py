@@ -53,7 +53,7 @@ def test_products_and_attention_take_the_model_s_flops():
 
 
 def test_float8_speeds_up_the_layers_products_and_casts_their_operands():
-    """The head's stay. By hand for 32B: a layer's operands are h, q, h and I wide, its results q + 2 k, h, 2 I and h."""
+    """The head's stay. By hand for 32B: a layer's operands are h, q, h, I wide, its results q + 2 k, h, 2 I, h."""
     policies = (None,) * 64
     wide = Setting(LARGE, Sharding(1), "fp32_8bit", policies, 16384)
     narrow = replace(wide, float8="tensorwise")
