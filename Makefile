@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic bench-plan clean
+.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-check clean
 
 setup: .venv/.ready
 
@@ -28,7 +28,7 @@ demo: setup
 bench-packing: setup
 	$(BIN)/python bench/packing.py
 
-# The peer has many dependencies of its own, so it is installed only here.
+# The peers have many dependencies of their own, so they are installed only here and by bench-host.
 bench-peers: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' --no-build-isolation
 	$(BIN)/python bench/peers.py
@@ -43,6 +43,15 @@ bench-traffic: setup
 # What the recipes take, by arithmetic and by a trace of the whole step: about ten minutes.
 bench-plan: setup
 	$(BIN)/python bench/plan.py
+
+# AdamW on host memory. DeepSpeed's operation is compiled when it is first used.
+bench-host: setup
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' --no-build-isolation
+	$(BIN)/python bench/host_adamw.py
+
+# Against the stored ratios of a machine of this kind: exit status 1 where the trainer is under 90% of one of them.
+bench-check: setup
+	$(BIN)/python bench/throughput.py
 
 clean:
 	rm -rf .venv build runs *.egg-info skytrain/*.so

@@ -14,11 +14,9 @@ import datasets
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from workload import Row
 
 NAME = f"TRL {metadata.version('trl')}"
-IGNORED = -100
-Row = dict[str, list[int]]
-"""input_ids and labels of one document; a label that is not trained is IGNORED."""
 
 
 @dataclass(frozen=True)

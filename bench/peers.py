@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import json
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,17 +30,16 @@ import peer_trl
 import record
 import torch
 import transformers
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from workload import Ours, Row, token_counts, write_documents, write_model
 
-from skytrain import config, flops, optim, parallel, trainer
-from skytrain.data.chat import tokenizer_digest
-from skytrain.data.dataset import DatasetWriter
-from skytrain.metrics import Metrics
-from skytrain.run import begin, document_lengths, prepare
+from skytrain import config
 
 VOCAB, LONGEST, DOCUMENTS = 8192, 1024, 8
-OPTIM = config.Optim(lr=1e-3)
+SHAPE = {
+    "vocab_size": VOCAB, "hidden_size": 256, "intermediate_size": 1408, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST,
+}  # fmt: skip
+OPTIM = config.Optim(lr=1e-3, format="fp32")
 # TRL's bf16 steps are slow here. Eight of them are also as many as can be compared: bf16's rounding grows through the
 # optimizer, and from the ninth step on either side is further from fp32's losses than LARGEST_DIFFERENCE.
 STEPS_A_ROUND = {"float32": 4, "bfloat16": 1}
@@ -52,103 +48,22 @@ LARGEST_DIFFERENCE = 1e-3
 """Of two losses, in nats a token."""
 
 
-def write_model(folder: Path) -> None:
-    """Random weights, and a tokenizer that only names the padding: the documents are made of ids."""
-    torch.manual_seed(0)
-    settings = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=256, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=LONGEST, tie_word_embeddings=False, bos_token_id=None,
-        eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    Qwen2ForCausalLM(settings).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<end>": 0}, unk_token="<end>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>")
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(folder)
+def settings(work: Path, precision: str, steps: int, threads: int) -> config.Config:
+    return config.Config(
+        run=config.Run(dir=str(work / f"run-{precision}")),
+        model=config.Model(path=str(work / "model")),
+        data=config.Data(path=str(work / "data")),
+        batch=config.Batch(documents=DOCUMENTS, max_tokens=DOCUMENTS * LONGEST),
+        optim=OPTIM,
+        # Chunks of logits that stay in cache: as on a GPU, but for the size.
+        kernels=config.Kernels(head_chunk_mib=8),
+        schedule=config.Schedule(name="constant"),
+        train=config.Train(dtype=precision, compile=True, device="cpu", threads=threads, max_steps=steps),
+        log=config.Log(tensorboard=False),
+    )
 
 
-def write_documents(folder: Path, model: Path, count: int) -> None:
-    """Something to learn: an id is Zipf's, or in every other case the one that always follows the id before it."""
-    rng = np.random.default_rng(0)
-    lengths = np.clip(np.rint(281 / np.exp(0.65**2 / 2) * rng.lognormal(0, 0.65, count)), 16, LONGEST).astype(int)
-    frequency = 1 / np.arange(10, VOCAB + 9)
-    follower = rng.permutation(np.arange(1, VOCAB))
-    tokenizer, template = tokenizer_digest(model)
-    with DatasetWriter(folder, tokenizer_sha256=tokenizer, chat_template_sha256=template, max_length=LONGEST) as writer:
-        for index, length in enumerate(lengths):
-            ids = rng.choice(VOCAB - 1, length, p=frequency / frequency.sum()) + 1
-            for place in 1 + np.flatnonzero(rng.random(length - 1) < 0.5):
-                ids[place] = follower[ids[place - 1] - 1]
-            # The question is 5% to 20% of a document.
-            trained = np.arange(length) >= max(1, round(length * rng.uniform(0.05, 0.2)))
-            writer.add(ids.astype(np.uint32), trained.astype(np.uint8), {"id": str(index)})
-        writer.finish()
-
-
-class Ours:
-    """A skytrain run, a round at a time: what `trainer.loop` does, but for checkpoints and exports."""
-
-    def __init__(self, work: Path, precision: str, steps: int, threads: int):
-        settings = config.Config(
-            run=config.Run(dir=str(work / f"run-{precision}")),
-            model=config.Model(path=str(work / "model")),
-            data=config.Data(path=str(work / "data")),
-            batch=config.Batch(documents=DOCUMENTS, max_tokens=DOCUMENTS * LONGEST),
-            optim=OPTIM,
-            # Chunks of logits that stay in cache: as on a GPU, but for the size.
-            kernels=config.Kernels(head_chunk_mib=8),
-            schedule=config.Schedule(name="constant"),
-            train=config.Train(dtype=precision, compile=True, device="cpu", threads=threads, max_steps=steps),
-            log=config.Log(tensorboard=False),
-        )
-        self.run = prepare(settings, parallel.start(settings), resume=False)
-        begin(self.run, resume=False)
-        self.metrics = Metrics(self.run.folder, settings.log, self.run.world, done=0, total=self.run.total)
-
-    def documents(self) -> list[list[peer_trl.Row]]:
-        """The documents of each step, for the other side."""
-        steps = []
-        for step in range(self.run.total):
-            chosen = np.concatenate([row for ranks in self.run.feed.planner.step(step).rows for row in ranks])
-            steps.append([self._row(int(index)) for index in chosen])
-        return steps
-
-    def _row(self, index: int) -> peer_trl.Row:
-        tokens, trained = self.run.feed.dataset.document(index)
-        labels = np.where(trained, tokens.astype(np.int64), peer_trl.IGNORED)
-        return {"input_ids": tokens.tolist(), "labels": labels.tolist()}
-
-    def round(self, steps: int) -> float:
-        """Trains; returns the seconds it took."""
-        run, since = self.run, time.perf_counter()
-        # As `trainer.train` sets it; the other side keeps Python's default.
-        gc.disable()
-        for _ in range(steps):
-            step = run.feed[run.done]
-            rate = optim.learning_rate(run.done, run.total, run.config.schedule, run.config.optim.lr)
-            loss, norm = trainer.train_step(run, step, rate)
-            run.done += 1
-            operations = flops.model_flops(run.model.config, document_lengths(run, step.plan.rows))
-            self.metrics.count(step.plan.tokens, step.plan.targets, operations)
-            trainer.log(run, self.metrics, loss, norm, lr=rate, epoch=step.plan.epoch)
-        gc.enable()
-        return time.perf_counter() - since
-
-    def losses(self) -> list[float]:
-        lines = (self.run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["loss"] for line in lines]
-
-    def close(self) -> None:
-        self.metrics.close()
-        self.run.feed.close()
-        parallel.stop()
-
-
-def token_counts(steps: Sequence[Sequence[peer_trl.Row]]) -> np.ndarray:
-    return np.array([sum(len(row["input_ids"]) for row in rows) for rows in steps])
-
-
-def survey(model: Path, documents: list[list[peer_trl.Row]], precision: str, names: list[str]) -> dict[str, np.ndarray]:
+def survey(model: Path, documents: list[list[Row]], precision: str, names: list[str]) -> dict[str, np.ndarray]:
     """tokens/s of TRL in each setting, step by step; the first step of each warms up and is left out."""
     rates = {}
     for name in names:
@@ -207,7 +122,7 @@ def rows_of(precision: str, threads: int, setting: str, metric: str, values: Seq
 
 
 def measure(work: Path, precision: str, rounds: int, threads: int, chosen: str | None) -> list[dict[str, object]]:
-    ours = Ours(work, precision, (rounds + 1) * STEPS_A_ROUND[precision], threads)
+    ours = Ours(settings(work, precision, (rounds + 1) * STEPS_A_ROUND[precision], threads))
     print(f"\n{precision}, {threads} threads", flush=True)
     names = [chosen] if chosen else list(peer_trl.SETTINGS)
     tried = survey(work / "model", ours.documents()[: SURVEY_STEPS[precision]], precision, names)
@@ -246,8 +161,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         work = Path(name)
-        write_model(work / "model")
-        write_documents(work / "data", work / "model", (args.rounds + 1) * max(STEPS_A_ROUND.values()) * DOCUMENTS)
+        write_model(work / "model", **SHAPE)
+        count = (args.rounds + 1) * max(STEPS_A_ROUND.values()) * DOCUMENTS
+        write_documents(work / "data", work / "model", count=count, mean=281, longest=LONGEST, vocab=VOCAB)
         for precision in [args.precision] if args.precision else STEPS_A_ROUND:
             print(record.append("peers", measure(work, precision, args.rounds, args.threads, args.setting)))
 

@@ -208,7 +208,7 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"recipe {path}: not TOML: {error}") from None
     for override in overrides or []:
         _apply(raw, override)
-    return _resolve(raw, str(path))
+    return resolve(raw, str(path))
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -229,7 +229,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override[:80]!r}: not a value that can be read ({error})") from None
 
 
-def _resolve(raw: dict[str, Any], where: str) -> Config:
+def resolve(raw: dict[str, Any], where: str) -> Config:
+    """The settings of parsed TOML. UserError, which calls the recipe `where`, for the first that is not right."""
     for section in msgspec.structs.fields(Config):
         table = raw.get(section.name)
         if isinstance(table, dict):

@@ -38,7 +38,7 @@ GIB = 2**30
 def recipe(tokens: int, **sections) -> config.Config:
     base = {"run": {"dir": "x"}, "model": {"path": "x"}, "data": {"path": "x"}}
     base |= {"batch": {"documents": 96, "max_tokens": tokens}, "optim": {"format": "fp32"}}
-    return config._resolve(base | sections, "test")
+    return config.resolve(base | sections, "test")
 
 
 def planned(c: config.Config, model, ranks: int) -> int:

@@ -32,7 +32,7 @@ def test_a_mean_outside_of_the_cuts_is_refused(mean):
 
 def recipe(**sections):
     base = {"run": {"dir": "x"}, "model": {"path": "nowhere"}, "data": {"path": "nowhere"}, "batch": {"documents": 4}}
-    return config._resolve(base | sections, "test")
+    return config.resolve(base | sections, "test")
 
 
 def test_the_folder_comes_before_the_known_model_and_neither_is_refused(tmp_path):

@@ -57,9 +57,7 @@ def settings(model: Path, data: Path, run: Path, **overrides: Any) -> Config:
     for key, value in overrides.items():
         section, name = key.split("__")
         values.setdefault(section, {})[name] = value
-    return config._resolve(
-        {s: {k: v for k, v in table.items() if v is not None} for s, table in values.items()}, "test"
-    )
+    return config.resolve({s: {k: v for k, v in table.items() if v is not None} for s, table in values.items()}, "test")
 
 
 def start(c: Config) -> Run:
