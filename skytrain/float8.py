@@ -66,8 +66,9 @@ def convert(model: CausalLM, recipe: str | None, *, emulate: bool) -> None:
 
 
 def _torchao(where: str):
-    # It warns of extensions of its own that it could not load; none is needed here.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    # It warns of extensions of its own that it could not load (none is needed here), and of its use of torch.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import torchao.float8
     except ImportError as error:
