@@ -10,14 +10,15 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-# transformers loads torchao where it is installed, which then warns of extensions that a CPU has no use for.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 import matplotlib.pyplot as plt
 import torch
 import transformers
 from demo_model import TURN_END
 from demo_task import Problem, boxed_answer
+
+# transformers loads torchao where it is installed, which then warns of extensions that a CPU has no use for.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 MOST_NEW_TOKENS = 64  # The longest worked answer has 55.
 BATCH = 50
