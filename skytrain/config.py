@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from skytrain.config_rules import broken
+from skytrain.config_rules import FLOAT8_TOKENS, broken
 from skytrain.errors import UserError
 
 
@@ -102,6 +102,11 @@ class Train(Section):
     """CPU threads a rank; none: the machine's cores divided by its ranks."""
     timeout_seconds: int = 1800
     """Of a collective operation."""
+
+    @property
+    def row_multiple(self) -> int:
+        """Of tokens, which rows are filled up to."""
+        return 1 if self.float8 is None else FLOAT8_TOKENS
 
 
 class Activations(Section):

@@ -59,7 +59,7 @@ def _checks(c: Config) -> list[tuple[str, bool, str]]:
         *(
             (
                 key,
-                value(key) is None or is_path(value(key)),
+                value(key) is None or _is_path(value(key)),
                 "must be a path that can be: not empty, no part over 255 bytes, UTF-8",
             )
             for key in PATHS
@@ -148,7 +148,7 @@ def _activation_checks(a: Activations) -> list[tuple[str, bool, str]]:
     ]
 
 
-def is_path(text: str) -> bool:
+def _is_path(text: str) -> bool:
     """Whether a POSIX file system could hold it: an OSError or a ValueError from deep inside names no setting."""
     try:
         raw = text.encode()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from skytrain import attention, checkpoint, config, float8, flops, hf, optim, parallel, storage
 from skytrain.config import Config
-from skytrain.config_rules import FLOAT8_TOKENS
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.data.plan import Planner
@@ -108,7 +107,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
         settings = with_format_of(settings, Path(settings.run.dir))
     plan = in_run.planned(settings, model_config, data.lengths, world)
     settings = with_format(settings, plan.setting.format)
-    multiple = 1 if settings.train.float8 is None else FLOAT8_TOKENS
+    multiple = settings.train.row_multiple
     validation = None
     if settings.data.validation is not None:
         held_out = open_data("data.validation", settings.data.validation, settings, model_config, world)

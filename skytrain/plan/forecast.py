@@ -11,7 +11,6 @@ import numpy as np
 
 from skytrain.activations import Policy
 from skytrain.config import Config, Optim
-from skytrain.config_rules import FLOAT8_TOKENS
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
 from skytrain.optim import BF16_WEIGHTS
@@ -95,7 +94,7 @@ def _of_format(
     config: Config, model: ModelConfig, packed: Packed, gpus: int, device: Device | None, price: float | None
 ) -> Forecast:
     policies = recipe_policies(config, model)
-    multiple = 1 if config.train.float8 is None else FLOAT8_TOKENS
+    multiple = config.train.row_multiple
     fullest = -(-packed.fullest // multiple) * multiple
     setting = replace(Setting.of(config, model, gpus, packed.micro_batches, policies), tokens=fullest)
     if config.activations.budget_gib is not None:

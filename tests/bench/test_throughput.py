@@ -85,8 +85,9 @@ def test_the_command_stores_compares_and_exits_with_1(tmp_path, capsys):
 
 def test_sides_that_compute_different_things_are_not_compared():
     throughput.compare([2.0, 1.5], [2.0, 1.5005], 1e-3)
-    with pytest.raises(SystemExit, match="the losses differ"):
-        throughput.compare([2.0, 1.5], [2.0, 1.502], 1e-3)
+    for wrong in (1.502, float("nan")):
+        with pytest.raises(SystemExit, match="the losses differ"):
+            throughput.compare([2.0, 1.5], [2.0, wrong], 1e-3)
 
 
 @pytest.mark.parametrize("words", [["--rounds", "2"], ["--workload", "unknown"]])
