@@ -13,11 +13,13 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
-from skytrain import parallel
+from skytrain import optim, parallel
 from skytrain.checkpoint import read_tensors
 from skytrain.errors import UserError
 from skytrain.export_command import run as run_export
 from skytrain.kernels import backend as kernels
+from skytrain.kernels.adamw import AdamW
+from skytrain.kernels.quantize import split
 from skytrain.run import begin, prepare, save
 from skytrain.trainer import train
 
@@ -256,6 +258,40 @@ def test_weights_kept_in_two_parts_start_and_are_exported_with_all_their_bits(fo
         assert all(torch.equal(got[name], source[name].float()) for name in source)
     of_weights = torch.bfloat16 if format == "split_8bit" else torch.float32
     assert all(stored[f"model.{name}"].dtype == of_weights for name in source)
+
+
+def split_beside_whole(c, count: int) -> int:
+    """Trains with split weights, and gives each of their gradients to 8-bit AdamW over fp32 weights too. Returns the
+    number of weights that were seen to be equal."""
+    run = runs.start(c)
+    o, update, equal = run.optimizer, run.optimizer.step, 0
+    whole = [optim.local(o.master(name)).clone() for name in o.parameters]
+    decays = [c.optim.weight_decay if p.ndim > 1 else 0.0 for p in o.parameters.values()]
+    reference = AdamW(whole, decays, format="fp32_8bit", betas=c.optim.betas, eps=c.optim.eps, backend="reference")
+
+    def both(rate: float, divisor: torch.Tensor, skip: torch.Tensor) -> None:
+        nonlocal equal
+        gradients = [optim.local(p.grad).float() for p in o.parameters.values()]
+        update(rate, divisor, skip)
+        reference.step(gradients, rate, divisor, skip)
+        for (name, p), expected in zip(o.parameters.items(), whole):
+            assert torch.equal(optim.local(o.master(name)), expected), name
+            # What the layers multiply with.
+            assert torch.equal(optim.local(p), split(expected)[0]), name
+            equal += expected.numel()
+
+    o.step = both
+    runs.steps(run, count)
+    return equal
+
+
+def test_split_weights_follow_whole_ones_through_a_run(model, tmp_path):
+    """On a run's gradients, sharded over two ranks, to the bit: the one error of the format is in its gradients."""
+    path = data(tmp_path / "data", model, runs.random_documents(24, vocab=VOCAB_SIZE))
+    options = {"optim__weight_decay": 0.1, **FORMATS["split_8bit"]}
+    settings = runs.settings(model, path, tmp_path / "run", **options)
+    seen = run_ranks(2, split_beside_whole, settings, 6, process_group=False)
+    assert sum(seen) == 6 * sum(t.numel() for t in load_file(model / "model.safetensors").values())
 
 
 @pytest.mark.parametrize("count", [1, 3])
