@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from skytrain import config
-from skytrain.errors import exit_on_user_error
+from skytrain import signals
 
 
 def main() -> None:
@@ -21,15 +20,25 @@ def main() -> None:
         "--resume", choices=["never", "auto"], default="never",
         help="auto: go on from the newest complete checkpoint in the run folder, if there is one",
     )  # fmt: skip
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="KEY",
+        help="a setting that may differ from the resumed run's although it changes its course, as in optim.lr",
+    )  # fmt: skip
     arguments = parser.parse_intermixed_args()
     if arguments.recipe is None:
         parser.error("give a recipe, as in: launch/train.py launch/recipes/cpu_demo.toml")
+    from skytrain import config
+
     settings = config.load(arguments.recipe, arguments.overrides)
-    # Imported late, so that a mistake in the recipe is told before torch has loaded.
+    # Imported later still, so that a mistake in the recipe is told before torch has loaded.
     from skytrain.trainer import train
 
-    train(settings, resume=arguments.resume == "auto")
+    train(settings, resume=arguments.resume == "auto", changes=arguments.change)
 
 
 if __name__ == "__main__":
+    # Before anything else is loaded, which takes seconds.
+    signals.listen()
+    from skytrain.errors import exit_on_user_error
+
     exit_on_user_error(main)

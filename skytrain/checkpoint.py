@@ -12,6 +12,7 @@ a CPU backend; they work without any process group too, on one process.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from skytrain.errors import UserError
 from skytrain.storage import Damaged
 
 T = TypeVar("T")
+TensorsFor = Callable[[storage.Index, Path], dict[str, torch.Tensor]]
 
 
 def save(
@@ -58,8 +60,7 @@ def save(
             _prepare(root, folder)
 
     _together(prepare, group)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # One process without a group is meant.
+    with _quiet_alone():
         metadata = dcp.save(
             dict(tensors),
             storage_writer=Writer(folder, step, list(tensors), scalars, keep),
@@ -82,22 +83,25 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], *, group: dist.ProcessG
     work shared by the ranks, before anything is filled. `Damaged` (a UserError) when the folder is not complete or
     not intact. All ranks raise alike.
     """
+    return _load(folder, lambda index, folder: tensors, group)
 
-    def inspect() -> storage.Index:
+
+def _load(folder: Path, tensors_for: TensorsFor, group: dist.ProcessGroup | None) -> dict[str, Any]:
+    def inspect() -> tuple[storage.Index, dict[str, torch.Tensor]]:
         marker = storage.read_marker(folder)
         index = storage.read_index(folder, marker)
+        tensors = tensors_for(index, folder)
         _match(folder, index, tensors)
         world = dist.get_world_size(group) if dist.is_initialized() else 1
         # The largest are dealt out first, so that the shares are even.
         files = [file for file in marker.files if file.name != marker.index]
         files.sort(key=lambda file: (-file.bytes, file.name))
         storage.verify(folder, files[_rank(group) :: world])
-        return index
+        return index, tensors
 
-    index = _together(inspect, group)
+    index, tensors = _together(inspect, group)
     reader = Reader(folder, index)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    with _quiet_alone():
         dcp.load(
             dict(tensors),
             storage_reader=reader,
@@ -110,16 +114,16 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], *, group: dist.ProcessG
 
 def resume(
     root: Path,
-    tensors: dict[str, torch.Tensor],
+    tensors_for: TensorsFor,
     want: Literal["newest"] | int = "newest",
     *,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Path | None, dict[str, Any], list[tuple[Path, str]]]:
     """`load`s the newest checkpoint that is complete and intact. Collective.
 
-    Returns its folder, its scalars, and (folder, reason) of newer ones that were passed over. The folder is None, and
-    `tensors` are untouched, where there is none. A step that is asked for by number is never passed over: its damage
-    is raised.
+    tensors_for: (index, folder) -> the tensors to fill; may raise UserError. Returns the checkpoint's folder, its
+    scalars, and (folder, reason) of newer ones that were passed over. The folder is None, and nothing is filled, where
+    there is none. A step that is asked for by number is never passed over: its damage is raised.
     """
     listing = [_together(lambda: _candidates(root, want), group)]
     if dist.is_initialized():
@@ -127,7 +131,7 @@ def resume(
     skipped = []
     for folder in listing[0]:
         try:
-            return folder, load(folder, tensors, group=group), skipped
+            return folder, _load(folder, tensors_for, group), skipped
         except Damaged as error:
             if want != "newest":
                 raise
@@ -186,6 +190,17 @@ def _candidates(root: Path, want: Literal["newest"] | int) -> list[Path]:
         there = ", ".join(str(storage.step_of(folder)) for folder in reversed(folders))
         raise UserError(f"{root}: holds no step {want}; it holds {'steps ' + there if there else 'no step at all'}")
     return [chosen]
+
+
+@contextlib.contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """One process without a group is meant. With a group nothing is changed, since filters are all threads'."""
+    if dist.is_initialized():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:

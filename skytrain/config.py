@@ -96,12 +96,18 @@ class Train(Section):
     """Deterministic kernels on a GPU (slower); a CPU run always is."""
     max_bad_steps: int = 5
     """So many skipped (non-finite) steps in a row end the run, with a saved checkpoint."""
+    spike_factor: float | None = None
+    """A step whose loss is over so many times the median of the 50 before it is undone: the run goes back to its last
+    checkpoint, and steps over that step's documents. Looked at when a line is logged and before a checkpoint."""
     validate_every: int | None = None
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int | None = None
     """CPU threads a rank; none: the machine's cores divided by its ranks."""
     timeout_seconds: int = 1800
     """Of a collective operation."""
+    stall_seconds: int = 600
+    """A rank that has died, or that does nothing new for so long, is named, and all end. More than the longest of: the
+    compilation of a step, one micro-batch, reading or writing one file."""
 
     @property
     def row_multiple(self) -> int:
@@ -151,6 +157,9 @@ class Checkpoint(Section):
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 2
     """Newest complete checkpoints kept."""
+    asynchronous: bool = True
+    """A step waits only while the state is copied to host memory, and training goes on while the copy is written. The
+    copy takes as much memory as the state."""
 
 
 class Export(Section):
@@ -259,6 +268,12 @@ def dumps(config: Config) -> str:
     for section, table in msgspec.to_builtins(config).items():
         lines += [f"[{section}]", *(f"{key} = {toml(value)}" for key, value in table.items()), ""]
     return "\n".join(lines)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Key (`section.name`) to value, of all settings, as JSON holds them."""
+    tables = json.loads(msgspec.json.encode(config))
+    return {f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()}
 
 
 def toml(value: Any) -> str:

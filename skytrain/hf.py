@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from skytrain import progress
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
 from skytrain.rotary import Rope, yarn_attention_factor
@@ -336,6 +337,7 @@ def load_weights(
                 local, rows = _local_part(parameters[name])
                 if not local.numel():
                     continue
+                progress.mark()
                 stored = file.get_slice(name)[rows]
                 if write is None:
                     local.copy_(stored)

@@ -79,6 +79,23 @@ class Metrics:
         self.write(line)
         self.console.print(self._text(line))
 
+    def rewind(self, done: int) -> None:
+        """The run has gone back to step `done`: what was written of later steps goes."""
+        self.since, self.previous, self.tokens, self.targets, self.flops, self.again = (
+            time.perf_counter(),
+            done,
+            0,
+            0,
+            0.0,
+            0.0,
+        )
+        self.first = min(self.first, done)
+        if self.file is not None:
+            path = Path(self.file.name)
+            self.file.close()
+            _drop_lines_after(path, done)
+            self.file = path.open("a", encoding="utf-8")
+
     def typical(self) -> dict[str, float] | None:
         """Peak memory, and the median line's seconds a step and tokens/s (so that neither compiling nor a checkpoint
         counts); none before the first line."""

@@ -8,7 +8,7 @@ costs no pass over the gradients of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -24,8 +24,11 @@ from skytrain.kernels.adamw import AdamW
 from skytrain.kernels.quantize import join, scales_shape, split
 
 EMBEDDING = "embed_tokens."
+REMAINDER = "optim.remainder."
 BF16_WEIGHTS = {"split_8bit", *HOST_FORMATS}
 """Formats whose weights on a rank are bf16."""
+SAME_STATES = ({"fp32", "host"}, {"fp32_8bit", "split_8bit", "host_8bit"})
+"""Formats that hold the same numbers in other places, so that one takes on another's checkpoint exactly."""
 
 
 def learning_rate(step: int, total: int, schedule: Schedule, peak: float) -> float:
@@ -93,6 +96,9 @@ class Optimizer:
         self.states: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         self.masters: dict[str, Tensor] = {}
         """Of the host formats."""
+        self.host_mesh = host_mesh
+        self.arriving: dict[str, list[Tensor]] = {}
+        """Weights of a checkpoint that holds them otherwise, while it is loaded."""
         self.engine: AdamW | HostStates | None = None
         if config.format != "fp32":
             self._start_engine(backend, host_mesh)
@@ -200,11 +206,34 @@ class Optimizer:
         state = {f"optim.{kind}.{name}": t for kind, held in self.states.items() for name, t in held.items()}
         return {**{f"model.{name}": t for name, t in weights.items()}, **state, "optim.steps": self.steps}
 
+    def state_for(self, stored: Collection[str]) -> dict[str, Tensor]:
+        """`state`, as a checkpoint with these names holds it: weights whole or split, where it is otherwise here."""
+        state = self.state()
+        split_there = any(name.startswith(REMAINDER) for name in stored)
+        if split_there == ("remainder" in self.states):
+            return state
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(REMAINDER)}
+        for name in self.parameters:
+            dtypes = (torch.bfloat16, torch.int16) if split_there else (torch.float32,)
+            self.arriving[name] = [self._on_host(name, dtype) for dtype in dtypes]
+            state |= zip((f"model.{name}", REMAINDER + name), self.arriving[name])
+        return state
+
     def loaded(self) -> None:
-        """After a checkpoint was loaded into the tensors of `state`."""
+        """After a checkpoint was loaded into the tensors of `state` or `state_for`."""
+        for name, parts in self.arriving.items():
+            values = [local(part) for part in parts]
+            self.write(name, join(*values) if len(values) == 2 else values[0])
+        self.arriving = {}
         if self.masters:
             self._rebind()
             self.engine.refresh()
+
+    def _on_host(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Memory for a parameter's values on their way, sharded like it."""
+        parameter = self.parameters[name]
+        part = torch.empty(local(parameter).shape, dtype=dtype)
+        return like(parameter, part, tuple(parameter.shape), self.host_mesh)
 
 
 def sum_over_ranks(loss: Tensor, gradients: list[Tensor], replicas: int) -> tuple[Tensor, Tensor]:

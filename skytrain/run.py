@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skytrain import attention, checkpoint, config, float8, flops, hf, optim, parallel, storage
+from skytrain import attention, checkpoint, config, float8, flops, hf, optim, parallel, progress, resumption, storage
 from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
@@ -29,6 +29,8 @@ from skytrain.offload import HostMemory
 from skytrain.parallel import World
 from skytrain.plan import in_run
 from skytrain.plan.forecast import Forecast, with_format
+from skytrain.saver import Saved, Saver
+from skytrain.spikes import SpikeRule
 
 
 class Guard:
@@ -68,9 +70,18 @@ class Run:
     backends: Backends
     plan: Forecast
     """What it will take."""
+    spikes: SpikeRule
     host: HostMemory | None = None
     """Of offloaded activations."""
+    saver: Saver | None = None
+    """From `begin` on."""
     done: int = 0
+    changes: Collection[str] = ()
+    """Keys of the recipe that may differ from the checkpoint's."""
+    back_to: Path | None = None
+    """The checkpoint that a jump of the loss led back to,"""
+    rollbacks: int = 0
+    """and how often in a row."""
     lock: int | None = None
     """Descriptor that holds the run folder, on the first rank; the process's end frees it too."""
 
@@ -92,6 +103,7 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
 
     Has no collectives in it. Raises `UserError` with nothing written.
     """
+    progress.mark("loading")
     check_folder(settings, resume=resume)
     model_config = hf.read_config(settings.model.path)
     backends = resolve_backends(settings, world.device)
@@ -140,7 +152,8 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
     hf.load_weights(model, settings.model.path, sources, optimizer.write)
     feed = Feed(data, planner, world.rank, world.device, multiple)
     guard = Guard(world.device)
-    return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, host)
+    spikes = SpikeRule(settings.train.spike_factor)
+    return Run(settings, world, model, optimizer, guard, feed, validation, system, backends, plan, spikes, host)
 
 
 def with_format_of(settings: Config, folder: Path) -> Config:
@@ -204,29 +217,48 @@ def open_data(key: str, folder: str, settings: Config, model: ModelConfig, world
     return data
 
 
-def begin(run: Run, *, resume: bool) -> list[str]:
+def begin(run: Run, *, resume: bool, changes: Collection[str] = ()) -> list[str]:
     """Opens the run folder, and loads the newest checkpoint when resuming. Returns lines that tell what was chosen.
 
-    `UserError` on all ranks where the checkpoint is of other steps than this run's, or the folder cannot be made or
-    is another process's.
+    changes: keys of the recipe that may differ from what the checkpoint was made by. `UserError` on all ranks where the
+    checkpoint is of other steps than this run's, or the folder cannot be made or is another process's.
     """
     lines = []
     parallel.together(lambda: claim_folder(run, resume=resume))
+    settings = run.config.checkpoint
+    root = run.folder / "checkpoints"
+    run.saver = Saver(root, run.world, keep=settings.keep, asynchronous=settings.asynchronous)
     if resume:
-        found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", run.state())
-        run.optimizer.loaded()
-        lines += [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over]
-        if found is None:
-            lines.append("resume: no complete checkpoint, so this run starts at step 0")
-        else:
-            check_same_steps(run, scalars, found)
-            run.done = scalars["step"]
-            lines.append(f"resume: from {found}")
+        run.changes = changes
+        found, told = restore(run)
+        lines += told
+        lines.append(
+            "resume: no complete checkpoint, so this run starts at step 0" if found is None else f"resume: from {found}"
+        )
     parallel.together(lambda: write_recipe(run))
     return lines + describe(run)
 
 
-def what_steps_follow_from(run: Run) -> dict[str, object]:
+def restore(run: Run) -> tuple[Path | None, list[str]]:
+    """The run as its newest checkpoint has it; the folder, None where there is none, and lines that tell of it.
+    Collective. Raises as `begin`."""
+    told = []
+
+    def tensors_for(index: storage.Index, found: Path) -> dict[str, Tensor]:
+        told[:] = resumption.check(run.config, index.scalars, steps_follow_from(run), run.total, found, run.changes)
+        state = run.optimizer.state_for(index.tensors.keys())
+        return {**state, "guard.counts": run.guard.counts}
+
+    found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", tensors_for)
+    run.optimizer.loaded()
+    if found is not None:
+        run.done = scalars["step"]
+        run.spikes.load(scalars["spikes"])
+        run.saver.current = Saved(run.done, found, pause=0.0)
+    return found, [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over] + told
+
+
+def steps_follow_from(run: Run) -> dict[str, object]:
     """What decides which documents a step takes, and what the model makes of them.
 
     Ranks and rows may change: they divide the same step otherwise.
@@ -239,26 +271,6 @@ def what_steps_follow_from(run: Run) -> dict[str, object]:
         "data.path": run.feed.dataset.sha256,
         "model.path": run.model.config.as_json(),
     }
-
-
-def check_same_steps(run: Run, scalars: dict[str, object], found: Path) -> None:
-    """`UserError` unless the checkpoint's run took the same documents in the same order as this one will."""
-    for key, here in what_steps_follow_from(run).items():
-        there = scalars.get(key)
-        if there == here:
-            continue
-        if key == "data.path":
-            what = f"{key} = {run.config.data.path!r} holds another data set than the run that wrote it used"
-        elif key == "model.path":
-            what = f"{key} = {run.config.model.path!r}: its config.json was another in the run that wrote it"
-        else:
-            what = f"{key} is {here!r}, and was {there!r} in the run that wrote it"
-        raise UserError(f"resume from {found}: {what}; set it back, or start a new run in another run.dir")
-    if scalars["step"] > run.total:
-        raise UserError(
-            f"resume from {found}: {scalars['step']} steps are done, and this recipe ends at {run.total}; "
-            "raise train.max_steps or train.epochs, or export that step: skytrain export"
-        )
 
 
 def claim_folder(run: Run, *, resume: bool) -> None:
@@ -317,11 +329,24 @@ def describe(run: Run) -> list[str]:
     return lines
 
 
-def save(run: Run) -> Path:
-    """A checkpoint of the run as it is. Collective."""
-    root = run.folder / "checkpoints"
-    scalars = {"step": run.done, **what_steps_follow_from(run)}
-    return checkpoint.save(root, run.done, run.state(), scalars, keep=run.config.checkpoint.keep)
+def save(run: Run) -> None:
+    """Begins a checkpoint of the run as it is. Collective."""
+    scalars = {
+        "step": run.done,
+        "total": run.total,
+        "recipe": config.flat(run.config),
+        "spikes": run.spikes.state(),
+        **steps_follow_from(run),
+    }
+    run.saver.save(run.done, run.state(), scalars)
+
+
+def saved(run: Run) -> Path:
+    """The folder of the checkpoint that was begun last, complete on disk. `UserError` where it could not be written."""
+    last = run.saver.wait()
+    if last.problem is not None:
+        raise UserError(last.problem)
+    return last.folder
 
 
 def write_export(run: Run) -> Path:

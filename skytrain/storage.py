@@ -27,6 +27,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
+from skytrain import progress
 from skytrain.errors import UserError
 
 FORMAT_VERSION = 1
@@ -173,6 +174,7 @@ def write_file(path: Path, content: Iterable[Any]) -> File:
     digest, size = hashlib.sha256(), 0
     with open(path, "xb") as file:
         for part in content:
+            progress.mark()
             digest.update(part)
             size += file.write(part)
             del part  # a view of a tensor, which must be gone before the next one is fetched
@@ -284,6 +286,7 @@ def verify(folder: Path, files: list[File]) -> None:
     """`Damaged`, naming the file, where the bytes are not those that were written."""
 
     def one(file: File) -> None:
+        progress.mark()
         try:
             with open(folder / file.name, "rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -101,7 +101,7 @@ def damage_is_raised_on_all(folder: Path, mesh) -> None:
         with pytest.raises(Damaged, match=f"{name} is corrupt"):
             checkpoint.load(copy, got)
         assert_same(got, spread(blank_state(), mesh))
-        found, _, skipped = checkpoint.resume(copy.parent, got)
+        found, _, skipped = checkpoint.resume(copy.parent, lambda *_: got)
         assert found is None and len(skipped) == 1
 
 
@@ -218,7 +218,7 @@ def test_no_pickle_is_ever_loaded(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, forbidden)
     load_and_compare(folder, 2)
     assert checkpoint.find(root) == (folder, [])
-    assert checkpoint.resume(root, blank_state())[0] == folder
+    assert checkpoint.resume(root, lambda *_: blank_state())[0] == folder
     assert dict((name, shape) for name, shape, _ in checkpoint.read_tensors(folder)).keys() == LAYOUT.keys()
     # A pickle in the place of a file of the checkpoint.
     marker = (folder / "complete.json").read_bytes()
@@ -226,7 +226,7 @@ def test_no_pickle_is_ever_loaded(tmp_path, monkeypatch):
     assert checkpoint.find(root)[0].name == "step-00000009"
     (folder / "complete.json").write_bytes(marker)
     next(folder.glob("*.safetensors")).write_bytes(poison)
-    assert checkpoint.resume(root, blank_state())[0].name == "step-00000009"
+    assert checkpoint.resume(root, lambda *_: blank_state())[0].name == "step-00000009"
     assert not canary.exists()
 
 
@@ -278,12 +278,12 @@ def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path, kind):
         checkpoint.load(folder, got)
     assert "step-00000010" in str(raised.value) and "\n" not in str(raised.value)
     assert_same(got, blank_state())
-    found, scalars, skipped = checkpoint.resume(tmp_path, got)
+    found, scalars, skipped = checkpoint.resume(tmp_path, lambda *_: got)
     assert found.name == "step-00000009" and skipped == [(folder, raised.value.args[1])]
     assert scalars == SCALARS
     assert_same(got, whole_state(1))
     with pytest.raises(UserError, match=words):
-        checkpoint.resume(tmp_path, got, 10)
+        checkpoint.resume(tmp_path, lambda *_: got, 10)
     if kind not in ("flipped data", "flipped header"):  # `find` reads no tensor file.
         assert checkpoint.find(tmp_path) == (found, skipped)
         with pytest.raises(UserError, match=words):
@@ -305,7 +305,7 @@ def test_every_file_is_verified(tmp_path, monkeypatch):
 
 def test_find_without_any(tmp_path):
     assert checkpoint.find(tmp_path / "absent") == (None, [])
-    assert checkpoint.resume(tmp_path / "absent", blank_state()) == (None, {}, [])
+    assert checkpoint.resume(tmp_path / "absent", lambda *_: blank_state()) == (None, {}, [])
     folder = save_one(tmp_path, 9, 1)
     (tmp_path / "step-00000010").mkdir()
     assert checkpoint.find(tmp_path, 9) == (folder, [])
@@ -334,4 +334,4 @@ def test_other_tensors_than_those_saved_are_named(tmp_path):
         assert_same(got, blank_state())
         # The wrong model is no damage: an older checkpoint is not tried in its place.
         with pytest.raises(UserError, match=words):
-            checkpoint.resume(tmp_path, tensors)
+            checkpoint.resume(tmp_path, lambda *_: tensors)

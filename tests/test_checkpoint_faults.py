@@ -101,7 +101,7 @@ def kill_everywhere(folder: Path, step: int) -> int:
         save_one(root, 1, 1)
         killed = killed_at(operation, root, step)
         got = blank_state()
-        found, _, skipped = checkpoint.resume(root, got)
+        found, _, skipped = checkpoint.resume(root, lambda *_: got)
         new = found.name == f"step-{step:08d}" and bits(got["optim.plain"]) != bits(whole_state(1)["optim.plain"])
         assert_same(got, whole_state(step + 100 if new else 1))
         assert new or killed

@@ -20,7 +20,7 @@ from skytrain.export_command import run as run_export
 from skytrain.kernels import backend as kernels
 from skytrain.kernels.adamw import AdamW
 from skytrain.kernels.quantize import split
-from skytrain.run import begin, prepare, save
+from skytrain.run import begin, prepare, save, saved
 from skytrain.trainer import train
 
 
@@ -339,6 +339,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(model, tmp_path, format):
     runs.steps(run, 5)
     begin(run, resume=False)
     save(run)
+    saved(run)
     os.close(run.lock)
     train(stopped, resume=True)
 
