@@ -69,6 +69,8 @@ def loop(run: Run, watch: Watch, lines: list[str]) -> None:
         metrics.say(line)
     if c.train.spike_factor is not None and run.saver.current is None:
         save(run)  # What the first spike goes back to.
+    if due(run.done, c.export.every) and run.done > 0:
+        write_export(run)  # Its checkpoint may have been complete when the run was ended in its export.
     while run.done < total and watch.may_begin(run.done):
         if run.done + 1 in run.spikes.stepped_over:
             run.done += 1

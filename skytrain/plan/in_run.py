@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,6 +16,7 @@ from skytrain.model import ModelConfig
 from skytrain.parallel import World
 from skytrain.plan import hardware
 from skytrain.plan.forecast import Forecast, forecast, told
+from skytrain.plan.memory import checkpoint_bytes
 from skytrain.plan.report import counts_line, memory_line, time_line
 
 
@@ -27,15 +30,26 @@ def planned(config: Config, model: ModelConfig, lengths: np.ndarray, world: Worl
         total = torch.cuda.get_device_properties(world.device).total_memory
         device = msgspec.structs.replace(device, memory_gib=total / hardware.GIB)
     plan = forecast(config, model, lengths, world.size, device, config.log.price_per_gpu_hour)
-    needed, there = world.local_size * plan.memory.host, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    copy = checkpoint_bytes(plan.setting) if config.checkpoint.asynchronous else 0
+    needed, there = world.local_size * (plan.memory.host + copy), host_memory()
     if needed > there:
         # Pinned memory cannot be swapped: the system would end the run in its first steps.
         raise UserError(
             f"{world.local_size} rank(s) would hold {needed / hardware.GIB:,.1f} GiB in this host's memory, which is "
-            f"{there / hardware.GIB:,.1f}; set less in activations.offload, or another optim.format than "
-            f"{plan.setting.format!r}"
+            f"{there / hardware.GIB:,.1f}"
+            + (f" ({copy / hardware.GIB:,.1f} each for checkpoints: checkpoint.asynchronous = false)" if copy else "")
+            + f"; set less in activations.offload, or another optim.format than {plan.setting.format!r}"
         )
     return plan
+
+
+def host_memory() -> int:
+    """Bytes: this host's, or what a container may have of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file; the word "max"
+            there = min(there, int(Path(limit).read_text()))
+    return there
 
 
 def lines(plan: Forecast) -> list[str]:

@@ -177,6 +177,12 @@ def host_state_bytes(s: Setting) -> int:
     return 4 * sum(math.prod(shape) * count for shape, count in shards) + _states(shards, HOST_MOMENTS[s.format])
 
 
+def checkpoint_bytes(s: Setting) -> int:
+    """Bytes of a rank's part of a checkpoint: exact weights and moments, wherever they are."""
+    states = state_bytes(s)
+    return host_state_bytes(s) or states["weights"] + states["optimizer"]
+
+
 def _states(shards: list[tuple[tuple[int, ...], int]], format: str) -> int:
     return sum(_moment_bytes(shape, format) * count for shape, count in shards)
 

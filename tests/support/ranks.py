@@ -43,26 +43,8 @@ def run_ranks(
     The environment is this process's at the time of the call. A rank that raises, dies or runs past `timeout`
     seconds ends all of them, and the AssertionError holds the tracebacks.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        environment = os.environ | {
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-        }
-        where = (str(Path(inspect.getfile(function)).resolve()), function.__qualname__)
-        processes = [
-            context.Process(
-                target=_rank_main,
-                args=(rank, where, args, environment, list(sys.path), folder, timeout, process_group),
-                daemon=True,
-            )
-            for rank in range(world)
-        ]
-        for process in processes:
-            process.start()
+        processes = start_ranks(world, function, *args, folder=folder, timeout=timeout, process_group=process_group)
         try:
             trouble = _wait(processes, time.monotonic() + timeout, timeout)
         finally:
@@ -73,6 +55,37 @@ def run_ranks(
         if trouble or texts:
             raise AssertionError("\n".join([trouble or "a rank failed", *texts]))
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(world)]
+
+
+def start_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    folder: str | Path,
+    timeout: float = 120.0,
+    process_group: bool = False,
+) -> list[multiprocessing.Process]:
+    """Ranks as `run_ranks` has them, for whoever ends them himself. In `folder` are then `result-N` or `error-N`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    environment = os.environ | {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    where = (str(Path(inspect.getfile(function)).resolve()), function.__qualname__)
+    processes = [
+        context.Process(
+            target=_rank_main,
+            args=(rank, where, args, environment, list(sys.path), str(folder), timeout, process_group),
+            daemon=True,
+        )
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def free_port() -> int:
