@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint test demo bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-check clean
+.PHONY: setup lint test faults-short faults demo bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-check clean
 
 setup: .venv/.ready
 
@@ -21,6 +21,13 @@ lint: setup
 # One thread a process: two test processes with a thread pool each would fight over two cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# Runs ended by kill -9 at random moments, and gone on with; the long form takes about half an hour.
+faults-short: setup
+	$(BIN)/python -P tests/faults.py --kills 20
+
+faults: setup
+	$(BIN)/python -P tests/faults.py --kills 200 --record
 
 demo: setup
 	$(BIN)/python launch/demo.py --overwrite

@@ -8,8 +8,10 @@ counted in device memory; numbers are read only when a line is logged.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
+import sys
 from collections.abc import Collection
 
 import torch
@@ -34,6 +36,8 @@ def train(settings: Config, *, resume: bool = False, changes: Collection[str] = 
     SIGTERM or SIGUSR1 to any rank ends the run after a step, with a checkpoint; `Run.done` is then less than its total.
     Raises `UserError` for what the user can mend: before anything is written, or with a checkpoint saved.
     """
+    # Until the ranks have found each other, nobody can tell who is missing.
+    faulthandler.dump_traceback_later(settings.train.stall_seconds, exit=True, file=sys.__stderr__)
     world, run = parallel.start(settings), None
     watch = Watch(world, settings.train.stall_seconds)
     try:
@@ -71,6 +75,7 @@ def loop(run: Run, watch: Watch, lines: list[str]) -> None:
         save(run)  # What the first spike goes back to.
     if due(run.done, c.export.every) and run.done > 0:
         write_export(run)  # Its checkpoint may have been complete when the run was ended in its export.
+    watch.settle(run.done)
     while run.done < total and watch.may_begin(run.done):
         if run.done + 1 in run.spikes.stepped_over:
             run.done += 1

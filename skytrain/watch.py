@@ -60,6 +60,15 @@ class Watch:
         self.thread = threading.Thread(target=self._work, name="watch", daemon=True)
         self.thread.start()
 
+    def settle(self, done: int) -> None:
+        """Collective, before the first step of this process: what was asked for while it loaded stops it here."""
+        asked: list[str | None] = [None] * self.world.size
+        dist.all_gather_object(asked, signals.asked())
+        told = [f"rank {rank} got {name}" for rank, name in enumerate(asked) if name is not None]
+        if told:
+            with self.changed:
+                self.why, self.limit, self.stop_at = told[0], done, done
+
     def may_begin(self, done: int) -> bool:
         """Whether the step after `done` completed ones may begin. False alike on all ranks, after the same step."""
         with self.changed:
@@ -145,6 +154,8 @@ class Watch:
 
     def _agree(self) -> None:
         """Where a stop is asked for, the step of it."""
+        if self.stop_at is not None:
+            return
         if self.why is None:
             if (name := signals.asked()) is not None:
                 self.store.set("stop", f"rank {self.world.rank} got {name}")
@@ -157,7 +168,7 @@ class Watch:
                 self.limit = self.started
             self.store.set(f"limit/{self.world.rank}", str(self.limit))
         names = [f"limit/{rank}" for rank in range(self.world.size)]
-        if self.stop_at is None and self.store.check(names):
+        if self.store.check(names):
             with self.changed:
                 self.stop_at = max(int(limit) for limit in self.store.multi_get(names))
                 self.changed.notify_all()

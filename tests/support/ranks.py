@@ -22,10 +22,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# torch._dynamo takes seconds, and fully_shard imports it at its first use.
+# torch._dynamo takes seconds, and fully_shard imports it at its first use. So do transformers' models, which come with
+# every test file that writes a tiny model.
 PRELOADED = [
     "numpy",
     "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.qwen3.modeling_qwen3",
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
