@@ -14,13 +14,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skytrain import attention, checkpoint, config, float8, flops, hf, optim, parallel, progress, resumption, storage
+from skytrain import (
+    attention,
+    checkpoint,
+    config,
+    float8,
+    flops,
+    hf,
+    optim,
+    parallel,
+    preflight,
+    progress,
+    resumption,
+    storage,
+)
 from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
-from skytrain.export import default_system, export, model_tensors, small_files
+from skytrain.export import default_system, export, model_tensors
 from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
 from skytrain.locks import lock
@@ -133,8 +146,8 @@ def prepare(settings: Config, world: World, *, resume: bool) -> Run:
             raise UserError(f"data.validation = {settings.data.validation!r}: {error}") from None
         validation = Feed(held_out, validation_planner, world.rank, world.device, multiple)
     system = default_system(settings.export.default_system, data.info.system)
-    if world.is_first and (settings.export.at_end or settings.export.every):
-        small_files(Path(settings.model.path), getattr(torch, settings.export.dtype), system)
+    if world.is_first:
+        preflight.check_exports(settings, system)
     with torch.device("meta"):
         model = CausalLM(model_config, backends)
     sources = hf.check_weights(model, settings.model.path)
@@ -235,6 +248,7 @@ def begin(run: Run, *, resume: bool, changes: Collection[str] = ()) -> list[str]
         lines.append(
             "resume: no complete checkpoint, so this run starts at step 0" if found is None else f"resume: from {found}"
         )
+    parallel.together(lambda: check_disk(run))
     parallel.together(lambda: write_recipe(run))
     return lines + describe(run)
 
@@ -283,6 +297,12 @@ def claim_folder(run: Run, *, resume: bool) -> None:
     if run.lock is None:
         raise UserError(f"run.dir = {run.config.run.dir!r}: another run is at work in it; name another folder")
     check_folder(run.config, resume=resume)  # Another run may have begun, and ended, since `prepare` looked.
+
+
+def check_disk(run: Run) -> None:
+    if run.world.is_first:
+        with writing(run):
+            preflight.check_disk(run.config, run.state(), done=run.done, total=run.total)
 
 
 def write_recipe(run: Run) -> None:

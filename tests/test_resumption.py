@@ -81,7 +81,6 @@ SPOILING = {
     "schedule__warmup_steps": 2,
     "train__epochs": 2,
     "train__dtype": "bfloat16",
-    "kernels__logits": "bfloat16",
 }
 
 

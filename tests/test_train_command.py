@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,32 @@ def test_an_empty_folder_is_not_taken_for_an_export(model, data, tmp_path):
 def test_what_the_export_will_need_is_read_before_the_first_step(model, data, tmp_path, name):
     (model / name).write_text("[")
     assert name in refused(model, data, tmp_path)
+
+
+def test_a_disk_that_will_be_full_is_said_before_the_first_step(model, data, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    needs = {}
+
+    def free(count: int):
+        monkeypatch.setattr("skytrain.preflight.shutil.disk_usage", lambda folder: usage._replace(free=count))
+
+    for keep in (1, 3):
+        free(0)
+        c = runs.settings(model, data, tmp_path / f"run-{keep}", checkpoint__every=1, checkpoint__keep=keep)
+        with pytest.raises(UserError, match=f"{keep + 1} checkpoint") as refused:
+            train(c)
+        assert not (tmp_path / f"run-{keep}" / "config.toml").exists()
+        needs[keep] = float(re.search(r"needs (\S+) more", str(refused.value))[1])
+    assert needs[3] > needs[1] > 0
+    free(10**9)
+    train(c)
+    written = sum(path.stat().st_size for path in (tmp_path / "run-3" / "checkpoints").rglob("*") if path.is_file())
+    free(0)
+    # What is there already needs no more room.
+    with pytest.raises(UserError) as refused:
+        train(c, resume=True)
+    left = float(re.search(r"needs (\S+) more", str(refused.value))[1])
+    assert left == pytest.approx(needs[3] - written / 1e9, rel=0.01)
 
 
 def test_a_run_that_learnt_nothing_is_an_error(model, tmp_path):
