@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from skytrain import __version__, export_command
+from skytrain import __version__, export_command, verify_command
 from skytrain.errors import exit_on_user_error
 from skytrain.plan import command as plan_command
 from skytrain.prep import tokenize
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     tokenize.register(stages)
     plan_command.register(commands)
     export_command.register(commands)
+    verify_command.register(commands)
     return top
 
 

@@ -115,7 +115,8 @@ def attempt(c, folder: Path, after: float | None, *, one: int | None) -> str | N
         if process.exitcode is None:
             fail(f"a rank hangs, {doing(folder, processes.index(process))}: {said(folder)}", processes)
     if met is None and any(process.exitcode for process in processes):
-        fail(f"a rank failed by itself: {said(folder)}", processes)
+        statuses = [process.exitcode for process in processes]
+        fail(f"ranks ended by themselves with {statuses}: {said(folder)}", processes)
     shutil.rmtree(folder)
     return met
 

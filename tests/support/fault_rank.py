@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ def rank_main(c, folder: Path) -> None:
     rank = os.environ["RANK"]
     for stream in (1, 2):
         os.dup2(os.open(folder / f"stderr-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    faulthandler.enable()
     notes = os.open(folder / f"doing.{rank}", os.O_CREAT | os.O_WRONLY)
     mark, save = progress.mark, checkpoint.save
     writing = threading.Event()
