@@ -7,19 +7,23 @@ where each is read from a checkpoint without a process group. Either way a tenso
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
-from skytrain import storage
+from skytrain import progress, storage
 from skytrain.data.chat import ChatTokenizer, Refused
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -40,7 +44,7 @@ class ExportTensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     fetch: Callable[[], Tensor]
-    """The whole tensor on the CPU. On several ranks it is a collective: every rank calls it, in the same order."""
+    """The whole tensor on the CPU. On several ranks all call it, in the same order, and only the first one gets it."""
 
 
 def model_tensors(
@@ -52,15 +56,43 @@ def model_tensors(
     """
 
     def fetch(name: str, parameter: Tensor) -> Tensor:
-        # What the model computes with may be of that dtype already. Converted first, so that half the bytes travel.
-        exact = parameter if master is None or parameter.dtype == dtype else master(name)
-        part = exact.detach().to(dtype)
-        return (part.full_tensor() if isinstance(part, DTensor) else part).cpu()
+        # What the model computes with may be of that dtype already.
+        exact = (parameter if master is None or parameter.dtype == dtype else master(name)).detach()
+        return _gathered(exact, dtype) if isinstance(exact, DTensor) else exact.to(dtype).cpu()
 
     return [
         ExportTensor(name, tuple(parameter.shape), functools.partial(fetch, name, parameter))
         for name, parameter in model.named_parameters()
     ]
+
+
+def _gathered(tensor: DTensor, dtype: torch.dtype) -> Tensor:
+    """The whole of a tensor, sharded by rows over the mesh's last dimension, in `dtype` on the first rank's CPU; the
+    others send it their rows and get an empty one.
+
+    In pieces, each converted on its way: `full_tensor` has every rank hold the whole, and its own copy of that.
+    """
+    if tensor.placements[-1] != Shard(0) or any(not p.is_replicate() for p in tensor.placements[:-1]):
+        raise ValueError(f"placements {tensor.placements}: not FSDP2's")
+    holders = tensor.device_mesh.mesh.reshape(-1, tensor.device_mesh.size(-1))[0].tolist()
+    first, rank, local = holders[0], dist.get_rank(), tensor.to_local().reshape(-1)
+    step = storage.PIECE_BYTES // dtype.itemsize
+    if rank != first:
+        for piece in local.split(step) if rank in holders and local.numel() else ():
+            progress.mark()
+            dist.send(piece.to(dtype), dst=first)
+        return torch.empty(0, dtype=dtype)
+    whole = torch.empty(tensor.shape, dtype=dtype)
+    # As torch.chunk: all have as many rows as the first one, and the last ones fewer or none.
+    rows = -(-tensor.shape[0] // len(holders)) * math.prod(tensor.shape[1:])
+    for holder, part in zip(holders, whole.view(-1).split(max(rows, 1))):
+        for piece, own in zip(part.split(step), local.split(step) if holder == first else itertools.repeat(None)):
+            progress.mark()
+            if own is None:
+                own = torch.empty(len(piece), dtype=dtype, device=local.device)
+                dist.recv(own, src=holder)
+            piece.copy_(own)
+    return whole
 
 
 def default_system(setting: str, of_data: str | None) -> str | None:
@@ -242,7 +274,7 @@ def _generation_config(source: Path, config: dict[str, Any]) -> bytes:
     stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
     turn = _end_of_turn(source)
     if path.is_file() and (turn is None or turn in stops):
-        return path.read_bytes()
+        return read_regular(path)
     # With this mark transformers 4 would make the settings anew from config.json.
     stored.pop("_from_model_config", None)
     stored["eos_token_id"] = stops if turn is None or turn in stops else [turn, *stops]

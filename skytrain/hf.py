@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from skytrain import progress
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 from skytrain.model import ModelConfig
 from skytrain.rotary import Rope, yarn_attention_factor
 
@@ -144,7 +145,9 @@ def read_config(folder: str | Path) -> ModelConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_json)
+        value = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_json)
+        # Half a surrogate pair, escaped, is a Python string that nothing can write or compare.
+        json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
     except (ValueError, RecursionError) as error:

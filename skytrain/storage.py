@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 
 from skytrain import progress
 from skytrain.errors import UserError
+from skytrain.files import open_regular, read_regular
 
 FORMAT_VERSION = 1
 MARKER = "complete.json"
@@ -288,7 +289,7 @@ def verify(folder: Path, files: list[File]) -> None:
     def one(file: File) -> None:
         progress.mark()
         try:
-            with open(folder / file.name, "rb") as opened:
+            with open_regular(folder / file.name) as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError as error:
             raise Damaged(folder, f"{file.name}: {error.strerror or error}") from None
@@ -324,7 +325,7 @@ class TensorFiles:
 
 def _read(path: Path, absent: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise Damaged(path.parent, f"no {path.name}: {absent}") from None
     except (OSError, ValueError) as error:

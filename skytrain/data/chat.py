@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, processors
 from skytrain.data.messages import REASONING, Conversation, Refused, conversation
 from skytrain.data.template import ChatTemplate, read_json, read_templates, templates_sha256
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def tokenizer_digest(model_folder: str | Path) -> tuple[str, str]:
 def _tokenizer_bytes(folder: Path) -> bytes:
     path = folder / "tokenizer.json"
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); the model folder needs a fast tokenizer") from None
 

@@ -21,6 +21,7 @@ import numpy as np
 from skytrain.data.format import ARRAYS, FORMAT_VERSION, DatasetInfo, Shard, file_sha256, shard_header, shard_name
 from skytrain.data.ledger import Ledger
 from skytrain.errors import UserError
+from skytrain.files import open_regular, read_regular
 from skytrain.locks import lock
 
 SHARD_BYTES = 256 << 20
@@ -210,7 +211,7 @@ class _MappedShard:
 
     def __init__(self, path: Path, shard: Shard):
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise UserError(f"{path}: this shard is missing; {REMEDY}") from None
@@ -301,7 +302,7 @@ class TokenDataset:
         """What rows.jsonl says of a document: id, source file and line, provenance."""
         doc_id = self.doc_id(index)
         start, end = self._row_offsets[doc_id : doc_id + 2]
-        with open(self.folder / "rows.jsonl", "rb") as file:
+        with open_regular(self.folder / "rows.jsonl") as file:
             file.seek(start)
             return json.loads(file.read(end - start))
 
@@ -315,7 +316,7 @@ class TokenDataset:
     def _row_offsets(self) -> np.ndarray:
         """int64 [n_docs + 1]: where each line of rows.jsonl begins, in bytes."""
         path = self.folder / "rows.jsonl"
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             offsets = np.fromiter(accumulate(map(len, file), initial=0), np.int64)
         if len(offsets) != self.info.n_docs + 1:
             raise UserError(f"{path}: {len(offsets) - 1} lines for {self.info.n_docs} documents; {REMEDY}")
@@ -359,7 +360,7 @@ def _read_info(folder: Path) -> DatasetInfo:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; prepare one with skytrain prep tokenize")
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing, so the data set is unfinished; {REMEDY}") from None
     except OSError as error:

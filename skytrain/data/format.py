@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from skytrain.data.ledger import Ledger
+from skytrain.files import open_regular
 
 FORMAT_VERSION = 1
 ARRAYS = {
@@ -75,5 +76,5 @@ def shard_header(n_docs: int, n_tokens: int) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

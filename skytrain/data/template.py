@@ -15,6 +15,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -54,7 +55,7 @@ def _environment(now: datetime) -> jinja2.Environment:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises `UserError` naming the file."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; give a Hugging Face model folder with its fast tokenizer") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -90,7 +91,7 @@ def read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_regular(path).decode("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 

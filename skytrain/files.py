@@ -1,0 +1,24 @@
+"""Reading files of folders that somebody gives us, where anything may stand in a file's place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+
+def open_regular(path: str | Path) -> BufferedReader:
+    """Opens for reading. OSError for what is no regular file: a read of a FIFO would wait for its writer for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The whole content. OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
