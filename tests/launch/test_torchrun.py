@@ -1,0 +1,84 @@
+"""What torchrun does to a run: it starts ranks again, passes signals on, and may be killed itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs
+from tiny_models import VOCAB_SIZE, write_tiny_model
+
+from skytrain import checkpoint, config
+from skytrain.locks import lock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Writes a recipe of runs of six steps an epoch."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = write_tiny_model(folder / "model", "qwen2")
+    data = runs.write_data(folder / "data", runs.random_documents(24, vocab=VOCAB_SIZE), model)
+
+    def write(run: Path, **more) -> Path:
+        settings = runs.settings(model, data, run, export__at_end=False, **more)
+        file = run.parent / "recipe.toml"
+        file.write_text(config.dumps(settings))
+        return file
+
+    return write
+
+
+def torchrun(script: Path, *words: object, **options) -> subprocess.Popen:
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [*launcher, str(script), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def newest(run: Path) -> int:
+    found, _ = checkpoint.find(run / "checkpoints")
+    return -1 if found is None else int(found.name.removeprefix("step-"))
+
+
+def wait_for(what, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+def test_a_run_whose_rank_dies_is_started_again_and_goes_on(recipe, tmp_path):
+    run = tmp_path / "run"
+    file = recipe(run, checkpoint__every=1, checkpoint__asynchronous=False)
+    process = torchrun(ROOT / "tests" / "support" / "dies_once.py", file, "--resume", "auto", max_restarts=1)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "resume: from" in said
+    assert newest(run) == 6
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_rank(number, recipe, tmp_path):
+    """SIGTERM, which torchrun passes on to its ranks; SIGKILL, of which they hear nothing."""
+    run = tmp_path / "run"
+    process = torchrun(ROOT / "launch" / "train.py", recipe(run, train__epochs=9000))
+    metrics = run / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+    process.send_signal(number)
+    process.wait(60)
+    wait_for(lambda: newest(run) > 0)
+    done = newest(run)
+    # The first rank holds the folder as long as it lives.
+    wait_for(lambda: (held := lock(run)) is not None and os.close(held) is None)
+    process.stdout.close()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, done + 1))
