@@ -146,8 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where there is none."""
     try:
         value = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_json)
-        # Half a surrogate pair, escaped, is a Python string that nothing can write or compare.
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()  # Half a surrogate pair, escaped, is no text.
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
     except (ValueError, RecursionError) as error:

@@ -269,7 +269,16 @@ def restore(run: Run) -> tuple[Path | None, list[str]]:
         run.done = scalars["step"]
         run.spikes.load(scalars["spikes"])
         run.saver.current = Saved(run.done, found, pause=0.0)
+        if not passed_over:
+            # A kill may have come between this checkpoint and the end of the oldest one.
+            parallel.together(lambda: retain(run, found))
     return found, [f"resume: passed over {folder.name}: {reason}" for folder, reason in passed_over] + told
+
+
+def retain(run: Run, found: Path) -> None:
+    if run.world.is_first:
+        with writing(run):
+            storage.retain(found.parent, run.config.checkpoint.keep, found)
 
 
 def steps_follow_from(run: Run) -> dict[str, object]:

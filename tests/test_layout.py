@@ -43,6 +43,9 @@ def files(*folders: str) -> list[Path]:
 def test_arrows_point_one_way():
     for path in files("skytrain", "kernels"):
         for name in imports(path):
+            # The other side of `skytrain verify export`.
+            if name.startswith("transformers") and path.name == "verify.py":
+                continue
             assert name.split(".")[0] not in {"launch", "bench", "tests", "transformers"}, f"{path} imports {name}"
     for path in files("kernels"):
         for name in imports(path):

@@ -296,3 +296,11 @@ def test_an_export_that_a_kill_took_is_made_by_the_resumed_run(settings):
     again = load_file(run / "export" / "step-00000004" / "model.safetensors")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert sorted(os.listdir(run / "export")) == ["step-00000002", "step-00000004"]
+
+
+def test_a_checkpoint_that_retention_had_no_time_to_delete_goes_on_resume(settings):
+    """Found by make faults: a kill between the last checkpoint's marker and the end of the oldest one."""
+    train(settings(train__max_steps=4, checkpoint__every=1))
+    train(settings(train__max_steps=4, checkpoint__every=1, checkpoint__keep=2), resume=True)
+    folders = sorted(os.listdir(Path(settings().run.dir) / "checkpoints"))
+    assert folders == ["step-00000003", "step-00000004"]
