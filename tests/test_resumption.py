@@ -1,6 +1,7 @@
 """A resumed run: recipes compared key by key, states in other formats, saving beside training, losses that jump."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_models import VOCAB_SIZE, write_tiny_model
+from transformers import AutoModelForCausalLM
 
 from skytrain import checkpoint, saver, trainer
 from skytrain.checkpoint import read_tensors
@@ -304,3 +307,74 @@ def test_a_checkpoint_that_retention_had_no_time_to_delete_goes_on_resume(settin
     train(settings(train__max_steps=4, checkpoint__every=1, checkpoint__keep=2), resume=True)
     folders = sorted(os.listdir(Path(settings().run.dir) / "checkpoints"))
     assert folders == ["step-00000003", "step-00000004"]
+
+
+# The same run, whole or in parts.
+
+
+def rank_train(c, resume: bool) -> list[tuple[int, str]]:
+    """Trains; returns each step's number and a hash of the token ids that its ranks took."""
+    seen = []
+    step = trainer.train_step
+
+    def hashed(run, batch, rate):
+        ids = sorted(bytes(run.feed.dataset.document(int(d))[0]) for ranks in batch.plan.rows for r in ranks for d in r)
+        seen.append((run.done, hashlib.sha256(b"".join(ids)).hexdigest()))
+        return step(run, batch, rate)
+
+    trainer.train_step = hashed
+    try:
+        train(c, resume=resume)
+    finally:
+        trainer.train_step = step
+    return seen
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_b42_other_ranks_and_other_rows_go_on_with_the_same_documents(stop, settings, tmp_path):
+    """7 steps an epoch: two ranks stop within it, or at its last step, and one goes on, in other rows."""
+    options = {"batch__documents": 12, "train__epochs": 2, "schedule__name": "cosine", "checkpoint__every": stop}
+    whole = run_ranks(2, rank_train, settings("whole", **options), False, process_group=False)[0]
+    assert [number for number, _ in whole] == list(range(14))
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    for folder in (run / "checkpoints").iterdir():
+        if folder.name != f"step-{stop:08d}":
+            shutil.rmtree(folder)
+    assert rank_train(settings(**options, batch__max_tokens=64), True) == whole[stop:]
+    ours, theirs = (lines(tmp_path / name, "loss") for name in ("run", "whole"))
+    assert ours.keys() == theirs.keys() == set(range(1, 15))
+    assert all(ours[step] == pytest.approx(theirs[step], rel=1e-5) for step in theirs)
+    assert lines(run, "lr") == lines(tmp_path / "whole", "lr")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_b48_to_b56_hold_again_after_a_resume(tied, tmp_path):
+    """Every file of the export of a run that was resumed is, to the byte, that of the run that was not."""
+    model = write_tiny_model(tmp_path / "model", "qwen3" if tied else "qwen2", tied=tied, dtype=torch.bfloat16)
+    data = runs.write_data(tmp_path / "data", runs.random_documents(16, vocab=VOCAB_SIZE), model)
+    options = {"train__dtype": "bfloat16", "export__dtype": "bfloat16", "checkpoint__every": 2, "checkpoint__keep": 9}
+
+    def settings(name: str):
+        return runs.settings(model, data, tmp_path / name, optim__format="split_8bit", **options)
+
+    train(settings("whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "export")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    run = train(settings("run"), resume=True)
+    assert hasattr(run.model.lm_head, "weight") and (run.model.lm_head.weight is None) == tied
+    ours, theirs = (tmp_path / name / "export" / "step-00000004" for name in ("run", "whole"))
+    names = sorted(path.name for path in theirs.iterdir())
+    assert sorted(path.name for path in ours.iterdir()) == names and "model.safetensors" in names
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+    weights = load_file(ours / "model.safetensors")
+    assert ("lm_head.weight" in weights) != tied
+    # Small updates are not swallowed: the fp32 weights went on from all their bits.
+    state = final(tmp_path / "run", 4)
+    assert any(exact(state, name).ne(state[name]).any() for name in state if name.startswith("model."))
+    reloaded = AutoModelForCausalLM.from_pretrained(ours, dtype=torch.float32)
+    there = AutoModelForCausalLM.from_pretrained(theirs, dtype=torch.float32)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(reloaded(ids).logits, there(ids).logits)
