@@ -38,9 +38,10 @@ def train(settings: Config, *, resume: bool = False, changes: Collection[str] = 
     """
     # Until the ranks have found each other, nobody can tell who is missing.
     faulthandler.dump_traceback_later(settings.train.stall_seconds, exit=True, file=sys.__stderr__)
-    world, run = parallel.start(settings), None
-    watch = Watch(world, settings.train.stall_seconds)
+    watch, run = None, None
     try:
+        world = parallel.start(settings)
+        watch = Watch(world, settings.train.stall_seconds)
         run = parallel.together(lambda: prepare(settings, world, resume=resume))
         lines = begin(run, resume=resume, changes=changes)
         # A collection at a random moment on one rank makes all the others wait in their next collective.
@@ -53,16 +54,19 @@ def train(settings: Config, *, resume: bool = False, changes: Collection[str] = 
         # On all ranks alike.
         if run is not None and run.saver is not None:
             run.saver.wait()
-        watch.close()
+        if watch is not None:
+            watch.close()
         raise
     except BaseException as error:
-        watch.failed(error)
+        if watch is not None:
+            watch.failed(error)
         raise
     finally:
         gc.enable()
         if run is not None and run.lock is not None:
             os.close(run.lock)
         parallel.stop()
+        faulthandler.cancel_dump_traceback_later()
 
 
 def loop(run: Run, watch: Watch, lines: list[str]) -> None:

@@ -98,6 +98,7 @@ class Watch:
         faulthandler.dump_traceback_later(self.stall_seconds, exit=True, file=sys.__stderr__)
         try:
             self.store.set(f"failed/{self.world.rank}", f"{type(error).__name__}: {error}".splitlines()[0][:500])
+            self.store.set("failed", "1")
             until = time.monotonic() + 8 * TICK
             while time.monotonic() < until:
                 time.sleep(TICK)
@@ -175,9 +176,8 @@ class Watch:
 
     def _trouble(self) -> str | None:
         """Why the run must end; None while all is well."""
-        failures = [text for rank in range(self.world.size) if (text := self._failure(rank))]
-        if failures:
-            return "; ".join(failures)
+        if self.store.check(["failed"]):
+            return "; ".join(text for rank in range(self.world.size) if (text := self._failure(rank)))
         silent = [rank for rank, age in self._ages().items() if age > SILENT * self.stall_seconds]
         if silent:
             return "; ".join(f"{self._told(rank)}, has died or is suspended" for rank in silent)
