@@ -16,6 +16,7 @@ import msgspec
 
 from skytrain.config_rules import FLOAT8_TOKENS, broken
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -215,7 +216,7 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a recipe and applies `section.key=value` overrides (the value is TOML; a bare word is a string)."""
     path = Path(recipe)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise UserError(f"recipe {path}: {error.strerror or error}; give the path of a TOML recipe") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets too deep
@@ -233,6 +234,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     table = raw.setdefault(section, {})
     if not isinstance(table, dict):
         raise UserError(f"override {override!r}: {section!r} is not a section of the recipe")
+    try:
+        override.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"override {override!r}: not UTF-8") from None
     if "\n" in text or "\r" in text:
         raise UserError(f"override {override!r}: holds more than one line; give each setting by itself")
     try:

@@ -6,9 +6,21 @@ import os
 import sys
 from collections.abc import Callable
 
+LONGEST = 2000
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where (file, line, key), what to do."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    """What cannot be printed as its escape, and no middle of a very long text: names come from users' files."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:

@@ -107,7 +107,7 @@ def default_system(setting: str, of_data: str | None) -> str | None:
             )
         return of_data
     try:
-        return Path(setting).read_text(encoding="utf-8").strip()
+        return read_regular(setting).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"export.default_system = {setting!r}: neither none nor dataset, nor a text file that can be read ({error})"
@@ -227,23 +227,23 @@ def small_files(source: Path, dtype: torch.dtype, default_system: str | None) ->
 def _with_default_system(source: Path, files: dict[str, bytes], system: str) -> dict[str, bytes]:
     """The files that hold chat templates, changed. A folder may hold the template twice (transformers reads the .jinja
     file first, others tokenizer_config.json): each place is changed."""
-    changed = {
-        name: with_default_system(content.decode(), system).encode()
-        for name, content in files.items()
-        if name.endswith(".jinja")
-    }
+    try:
+        templates = {name: content.decode() for name, content in files.items() if name.endswith(".jinja")}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: a chat template is not UTF-8 ({error}); mend it") from None
+    changed = {name: with_default_system(text, system).encode() for name, text in templates.items()}
     settings = read_json(source / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
     template = settings.get("chat_template")
     if isinstance(template, str):
         settings["chat_template"] = with_default_system(template, system)
-    elif template:
+    elif isinstance(template, list):
         # Several under names: [{"name": ..., "template": ...}].
         settings["chat_template"] = [
             entry | {"template": with_default_system(entry["template"], system)}
             for entry in template
             if isinstance(entry, dict) and isinstance(entry.get("template"), str)
         ]
-    if template:
+    if isinstance(template, str | list) and template:
         changed["tokenizer_config.json"] = _json(settings)
     if not changed:
         raise UserError(f"{source}: no chat template to put export.default_system into; set it to none")

@@ -7,6 +7,16 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook` of json: ValueError where a key stands twice, of which json would keep the last alone."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return value
 
 
 def open_regular(path: str | Path) -> BufferedReader:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from skytrain import progress
 from skytrain.errors import UserError
-from skytrain.files import read_regular
+from skytrain.files import read_regular, unique_keys
 from skytrain.model import ModelConfig
 from skytrain.rotary import Rope, yarn_attention_factor
 
@@ -33,7 +33,7 @@ ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llam
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 # Bounded above by what no model has: a slip of the hand would overflow, or take hours to build.
-Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Count, Width, Heads, Layers = (Annotated[int, msgspec.Meta(ge=1, le=n)] for n in (2**31 - 1, 2**24, 2**16, 1000))
 # Bounded above, because a JSON number like 1e999 is read as infinity.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
@@ -60,15 +60,15 @@ class _RopeKeys(msgspec.Struct, forbid_unknown_fields=True):
 class _ConfigKeys(msgspec.Struct):
     """The keys of config.json that say how the model computes; keys not named here do not."""
 
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-    num_attention_heads: Count
+    vocab_size: Width
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
     model_type: str | None = None
     architectures: list[str] | None = None
-    num_key_value_heads: Count | msgspec.UnsetType | None = msgspec.UNSET
-    head_dim: Count | msgspec.UnsetType | None = msgspec.UNSET
+    num_key_value_heads: Heads | msgspec.UnsetType | None = msgspec.UNSET
+    head_dim: Heads | msgspec.UnsetType | None = msgspec.UNSET
     max_position_embeddings: Count | None = None
     rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = False
@@ -145,7 +145,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError where there is none."""
     try:
-        value = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_json)
+        value = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_json, object_pairs_hook=unique_keys)
         json.dumps(value, ensure_ascii=False).encode()  # Half a surrogate pair, escaped, is no text.
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
@@ -290,9 +290,9 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """safe_open on the CPU; UserError for a file that is missing, cut short or corrupt."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a complete Hugging Face model folder with safetensors")
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give a complete Hugging Face model folder with safetensors")
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:

@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skytrain import progress
-from skytrain.errors import UserError
+from skytrain.errors import UserError, one_line
 from skytrain.files import open_regular, read_regular
 
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ class Damaged(UserError):
 
     def __str__(self) -> str:
         folder, reason = self.args
-        return f"checkpoint {folder}: {reason}; delete this folder or choose another step"
+        return one_line(f"checkpoint {folder}: {reason}; delete this folder or choose another step")
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

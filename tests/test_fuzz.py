@@ -25,7 +25,7 @@ from mutations import mutate, mutate_bytes
 from safetensors.torch import load_file
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
-from skytrain import checkpoint, config, hf
+from skytrain import checkpoint, config, export, hf
 from skytrain.data.dataset import TokenDataset
 from skytrain.errors import UserError
 from skytrain.model import Backends, CausalLM
@@ -292,3 +292,77 @@ def test_no_pickle_is_loaded_from_a_folder_of_the_users(model, tmp_path, monkeyp
             replaced += 1
     assert replaced > 8
     assert not canary.exists()
+
+
+# Faults that were found, and their kin.
+
+
+def fifo(path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def refused(read, *words: str) -> str:
+    with guarded(), pytest.raises(UserError) as error:
+        read()
+    text = str(error.value)
+    assert text.isprintable() and len(text) < 2500
+    assert all(word in text for word in words), text
+    return text
+
+
+def test_no_reader_waits_for_a_fifo(model, tmp_path):
+    chat = fifo(tmp_path / "chats.jsonl")
+    refused(lambda: tokenize([chat], model, tmp_path / "out", workers=1), "not a regular file")
+    recipe = fifo(tmp_path / "recipe.toml")
+    refused(lambda: config.load(recipe), "not a regular file")
+    system = fifo(tmp_path / "system.txt")
+    refused(lambda: export.default_system(str(system), None), "not a regular file")
+    refused(lambda: tokenize(["/dev/zero"], model, tmp_path / "out", workers=1), "not a regular file")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 10_000), ("vocab_size", 2**31 - 1), ("head_dim", 2**31 - 2)]
+)
+def test_sizes_that_no_model_has_are_refused_before_it_is_built(key, value, model, tmp_path):
+    folder = copied(model, tmp_path / "bad")
+    settings = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(settings))
+    refused(lambda: hf.read_config(folder), key)
+
+
+def test_a_key_that_stands_twice_is_refused(model, tmp_path):
+    folder = copied(model, tmp_path / "bad")
+    text = (folder / "config.json").read_text().rstrip().removesuffix("}")
+    (folder / "config.json").write_text(text + ', "vocab_size": 9}')
+    refused(lambda: hf.read_config(folder), "'vocab_size' stands twice")
+    row = '{"messages": [{"role": "user", "content": "a"}], "messages": []}'
+    refused(lambda: tokenize([write(tmp_path / "c.jsonl", row)], model, tmp_path / "out", workers=1), "stands twice")
+
+
+def test_a_message_is_one_short_line_whatever_the_names_are(tmp_path):
+    file = write(tmp_path / "recipe.toml", '"a\\nb" = 1\n')
+    refused(lambda: config.load(file), "a\\nb")
+    file = write(tmp_path / "recipe.toml", f"{'k' * 100_000} = 1\n")
+    refused(lambda: config.load(file), " ... ")
+    good = Path(RECIPES[0])
+    refused(lambda: config.load(good, ["plan.gpu=\udcff"]), "not UTF-8")
+
+
+def test_chat_templates_that_are_no_text(model, tmp_path):
+    folder = copied(model, tmp_path / "bad")
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    refused(lambda: export.small_files(folder, torch.bfloat16, "Think."), "not UTF-8")
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": 5}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    refused(lambda: export.small_files(folder, torch.bfloat16, "Think."), "chat template")
+
+
+def test_a_name_of_a_shard_that_is_too_long(model, tmp_path):
+    folder = copied(model, tmp_path / "bad")
+    index = json.loads((folder / hf.INDEX_NAME).read_text())
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "\U00020000" * 240 + ".safetensors")
+    (folder / hf.INDEX_NAME).write_text(json.dumps(index))
+    refused(lambda: hf.stored_tensors(folder))

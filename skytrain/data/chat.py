@@ -80,7 +80,7 @@ class ChatTokenizer:
         # offsets, and a token that straddles the generation prompt would go unseen.
         tokenizer.post_processor = processors.Sequence([])
         specials = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._is_special = np.zeros(max(tokenizer.get_vocab().values()) + 1, bool)
+        self._is_special = np.zeros(max(tokenizer.get_vocab().values(), default=-1) + 1, bool)
         self._is_special[list(specials)] = True
         self._special_texts = sorted(specials.values(), key=len, reverse=True)
         self._find_special = re.compile("|".join(map(re.escape, self._special_texts)) or r"(?!)")

@@ -15,7 +15,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from skytrain.errors import UserError
-from skytrain.files import read_regular
+from skytrain.files import read_regular, unique_keys
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -55,7 +55,7 @@ def _environment(now: datetime) -> jinja2.Environment:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises `UserError` naming the file."""
     try:
-        value = json.loads(read_regular(path))
+        value = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; give a Hugging Face model folder with its fast tokenizer") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from skytrain.errors import UserError
+from skytrain.files import read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -132,10 +133,10 @@ def read(path: Path) -> list[Device]:
 
 def _read(path: Path, efficiency: Efficiency | None) -> list[Device]:
     try:
-        return list(_parse(path.read_text(encoding="utf-8"), efficiency))
+        return list(_parse(read_regular(path).decode("utf-8"), efficiency))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; make it readable, or remove it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}; mend the row, or write it again with skytrain plan --calibrate") from None
 
 

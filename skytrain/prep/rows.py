@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from skytrain.errors import UserError
+from skytrain.files import open_regular, unique_keys
 
 BOM = codecs.BOM_UTF8
 CHUNK = 1 << 20
@@ -53,7 +54,7 @@ class RawRow:
         if not isinstance(self.data, bytes):
             return self.data
         try:
-            return json.loads(self.data.decode("utf-8"))
+            return json.loads(self.data.decode("utf-8"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError as error:
             raise Unreadable(f"not UTF-8 (byte 0x{self.data[error.start]:02x} in column {error.start + 1})") from None
         except json.JSONDecodeError as error:
@@ -66,7 +67,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
     """All rows of a file, whose kind is told by its first bytes. Raises `UserError` when it cannot be opened."""
     name = str(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(CHUNK)
             file.seek(0)
             if start.startswith(b"PAR1"):
