@@ -27,6 +27,8 @@ from skytrain.files import read_regular
 from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
 
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+SENT_BYTES = 4 << 20
+"""Of a tensor on its way between ranks at a time."""
 # Byte for byte, where the source has them. Never its weights, index, or code.
 COPIED = (
     "tokenizer.json",
@@ -76,7 +78,7 @@ def _gathered(tensor: DTensor, dtype: torch.dtype) -> Tensor:
         raise ValueError(f"placements {tensor.placements}: not FSDP2's")
     holders = tensor.device_mesh.mesh.reshape(-1, tensor.device_mesh.size(-1))[0].tolist()
     first, rank, local = holders[0], dist.get_rank(), tensor.to_local().reshape(-1)
-    step = storage.PIECE_BYTES // dtype.itemsize
+    step = SENT_BYTES // dtype.itemsize
     if rank != first:
         for piece in local.split(step) if rank in holders and local.numel() else ():
             progress.mark()
