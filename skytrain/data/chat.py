@@ -111,6 +111,10 @@ class ChatTokenizer:
         """Token ids and trained marks of a conversation. Raises `Refused` with the reason for a row of no use."""
         return self.encode_conversation(conversation(messages, tools))
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of token ids, that of special tokens included. tokens: uint32 [n]"""
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+
     def encode_conversation(self, talk: Conversation) -> Encoded:
         whole = self._tokenise(talk.messages, talk.tools)
         trained = np.zeros(len(whole.ids), np.uint8)
