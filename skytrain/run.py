@@ -380,6 +380,7 @@ def saved(run: Run) -> Path:
 
 def write_export(run: Run) -> Path:
     """The model as it is, as a Hugging Face folder. Collective: every rank takes part in gathering each tensor."""
+    progress.mark("exporting")
     out = run.folder / "export" / f"step-{run.done:08d}"
     # A run that resumed from before this step has made the folder once already, with the same content. All ranks must
     # decide alike, so the first one looks.
