@@ -208,7 +208,7 @@ class Optimizer:
 
     def state_for(self, stored: Collection[str]) -> dict[str, Tensor]:
         """`state`, as a checkpoint with these names holds it: weights whole or split, where it is otherwise here."""
-        state = self.state()
+        state, self.arriving = self.state(), {}  # An earlier candidate may have been of another format, and damaged.
         split_there = any(name.startswith(REMAINDER) for name in stored)
         if split_there == ("remainder" in self.states):
             return state

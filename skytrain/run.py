@@ -106,9 +106,10 @@ class Run:
     def total(self) -> int:
         return self.feed.planner.total_steps
 
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint, by the name it has there."""
-        return {**self.optimizer.state(), "guard.counts": self.guard.counts}
+    def state(self, index: storage.Index | None = None) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint, by the name it has there; index: of one that is to be loaded."""
+        state = self.optimizer.state() if index is None else self.optimizer.state_for(index.tensors.keys())
+        return {**state, "guard.counts": self.guard.counts}
 
 
 def prepare(settings: Config, world: World, *, resume: bool) -> Run:
@@ -260,12 +261,11 @@ def restore(run: Run) -> tuple[Path | None, list[str]]:
 
     def tensors_for(index: storage.Index, found: Path) -> dict[str, Tensor]:
         told[:] = resumption.check(run.config, index.scalars, steps_follow_from(run), run.total, found, run.changes)
-        state = run.optimizer.state_for(index.tensors.keys())
-        return {**state, "guard.counts": run.guard.counts}
+        return run.state(index)
 
     found, scalars, passed_over = checkpoint.resume(run.folder / "checkpoints", tensors_for)
-    run.optimizer.loaded()
     if found is not None:
+        run.optimizer.loaded()
         run.done = scalars["step"]
         run.spikes.load(scalars["spikes"])
         run.saver.current = Saved(run.done, found, pause=0.0)

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from skytrain import checkpoint
 from skytrain.errors import UserError
-from skytrain.optim import local
+from skytrain.optim import like, local
 from skytrain.parallel import World
 
 
@@ -78,8 +77,8 @@ class Saver:
 
     def news(self) -> list[Saved]:
         """Saves that have ended since the last call."""
-        told, self.untold = self.untold, []
-        return told
+        # The thread may add to it meanwhile.
+        return [self.untold.pop(0) for _ in range(len(self.untold))]
 
     def _copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         copies = {}
@@ -88,16 +87,10 @@ class Saver:
             if name not in self.buffers:
                 self.buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
             self.buffers[name].copy_(part, non_blocking=True)
-            copies[name] = self._like(tensor, self.buffers[name])
+            copies[name] = like(tensor, self.buffers[name], tuple(tensor.shape), self.world.host_mesh)
         if self.world.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         return copies
-
-    def _like(self, tensor: Tensor, part: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):
-            return part
-        options = {"run_check": False, "shape": tensor.shape, "stride": tensor.stride()}
-        return DTensor.from_local(part, self.world.host_mesh, tensor.placements, **options)
 
     def _write(self, saved: Saved, tensors: dict[str, Tensor], scalars: dict[str, Any], started: float) -> None:
         try:
@@ -108,4 +101,4 @@ class Saver:
             # Ours or torch's, and in a thread it would end nothing.
             self.error = error
         saved.seconds = time.perf_counter() - started
-        self.untold = [*self.untold, saved]
+        self.untold.append(saved)

@@ -378,3 +378,21 @@ def test_b48_to_b56_hold_again_after_a_resume(tied, tmp_path):
     ids = torch.arange(40)[None]
     with torch.no_grad():
         assert torch.equal(reloaded(ids).logits, there(ids).logits)
+
+
+def test_a_damaged_checkpoint_of_another_format_leaves_nothing_behind(settings, tmp_path):
+    """It was made room for, and then passed over: the weights are those of the older one, or of the start."""
+    options = {"train__dtype": "bfloat16", "schedule__name": "constant", "optim__lr": 0.0}
+    train(settings(optim__format="split_8bit", train__max_steps=1, **options))
+    train(settings(optim__format="fp32_8bit", train__max_steps=2, **options), resume=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    start = final(tmp_path / "run", 2)
+    for damaged, more in (("step-00000002", 2), ("step-00000001", 2)):
+        for file in (checkpoints / damaged).glob("tensors-*"):
+            file.write_bytes(bytes(file.stat().st_size))
+        shutil.rmtree(checkpoints / "step-00000002") if damaged.endswith("1") else None
+        form = "split_8bit" if damaged.endswith("2") else "fp32_8bit"
+        train(settings(optim__format=form, train__max_steps=more, **options), resume=True)
+        after = final(tmp_path / "run", 2)
+        names = [name for name in start if name.startswith("model.")]
+        assert all(torch.equal(exact(after, name), exact(start, name)) for name in names)
