@@ -7,6 +7,8 @@ import datetime
 import functools
 import itertools
 import os
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -72,9 +74,12 @@ def start(config: Config) -> World:
     if not dist.is_initialized():
         # gloo beside NCCL carries what must travel between hosts without touching the device.
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         timeout = datetime.timedelta(seconds=settings.timeout_seconds)
-        dist.init_process_group(backend, timeout=timeout, **alone)
+        store = dist.HashStore()
+        if "RANK" in os.environ:
+            shared, *_ = next(dist.rendezvous("env://", timeout=timeout))
+            store = fresh_store(shared, rank, size, settings.timeout_seconds)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     nodes = config.parallel.nodes
     if nodes > 1:
         shape, names = (nodes, size // nodes), ("replicate", "shard")
@@ -83,6 +88,32 @@ def start(config: Config) -> World:
     mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
     host_mesh = mesh if kind == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
     return World(rank, size, device, nodes, mesh, host_mesh, local_rank, local_size)
+
+
+def fresh_store(store: dist.Store, rank: int, size: int, seconds: float) -> dist.Store:
+    """Collective: a part of `store` that no earlier start of these ranks has written to.
+
+    torchrun starts ranks again with the store that they had, so what a dead rank has left there would be taken for its
+    successor's address. Nor do nodes count restarts alike. Rank 0 therefore makes up a name, and repeats under it what
+    each of the others has made up: only a live rank 0 can know that.
+
+    Raises dist.DistStoreError where a rank does not come within `seconds`.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("start", mine)
+        for other in range(1, size):
+            store.set(f"{mine}/known/{other}", store.get(f"{mine}/{other}"))
+        return dist.PrefixStore(mine, store)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        start = store.get("start").decode()
+        store.set(f"{start}/{rank}", mine)
+        known = f"{start}/known/{rank}"
+        if store.check([known]) and store.get(known).decode() == mine:
+            return dist.PrefixStore(start, store)
+        time.sleep(0.02)
+    raise dist.DistStoreError(f"rank {rank}: rank 0 did not start within {seconds:g} s")
 
 
 def stop() -> None:

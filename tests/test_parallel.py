@@ -1,10 +1,13 @@
 """How a model is wrapped changes what it costs, never what it computes."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import runs
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 from tiny_models import VOCAB_SIZE, write_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -160,3 +163,30 @@ def test_a_gpu_that_is_not_there(inputs, tmp_path):
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match=r"train\.device = 'cuda'"):
         parallel.start(runs.settings(*inputs, tmp_path / "run", train__device="cuda"))
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_ranks_started_again_meet_where_nobody_has_written(late):
+    """Whichever comes last: the others find what the start before has left in the store."""
+    store = dist.HashStore()
+
+    def join(rank: int, last: int) -> None:
+        time.sleep(0.3 * (rank == last))
+        parallel.fresh_store(store, rank, 3, 20.0).set(f"address/{rank}", "taken")
+        starts.append(store.get("start"))
+
+    starts: list[bytes] = []
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(join, range(3), [2] * 3))
+        list(pool.map(join, range(3), [late] * 3))
+    assert len(set(starts[:3])) == len(set(starts[3:])) == 1
+    assert starts[0] != starts[3]
+    for start in starts[0], starts[3]:
+        assert store.check([f"{start.decode()}/address/{rank}" for rank in range(3)])
+
+
+def test_a_rank_whose_first_never_starts_says_so():
+    store = dist.HashStore()
+    store.set("start", "of a start before")
+    with pytest.raises(dist.DistStoreError, match="rank 0 did not start within"):
+        parallel.fresh_store(store, 1, 2, 0.1)
