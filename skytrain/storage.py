@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skytrain import progress
+from skytrain.direct import DirectFile
 from skytrain.errors import UserError, one_line
 from skytrain.files import open_regular, read_regular
 
@@ -173,13 +174,14 @@ def write_marker(folder: Path, marker: Marker) -> None:
 def write_file(path: Path, content: Iterable[Any]) -> File:
     """A new file of these bytes, on disk when this returns."""
     digest, size = hashlib.sha256(), 0
-    with open(path, "xb") as file:
+    with open(path, "xb", buffering=0) as file:
+        direct = DirectFile(file.fileno())
         for part in content:
             progress.mark()
             digest.update(part)
-            size += file.write(part)
+            size += direct.write(part)
             del part  # a view of a tensor, which must be gone before the next one is fetched
-        file.flush()
+        direct.flush()
         os.fsync(file.fileno())
     return File(name=path.name, bytes=size, sha256=digest.hexdigest())
 

@@ -97,6 +97,7 @@ class Watch:
         # What is left to do on the way out may wait for a rank that is gone.
         faulthandler.dump_traceback_later(self.stall_seconds, exit=True, file=sys.__stderr__)
         try:
+            self._beat()  # The last one may be of several steps ago.
             self.store.set(f"failed/{self.world.rank}", f"{type(error).__name__}: {error}".splitlines()[0][:500])
             self.store.set("failed", "1")
             until = time.monotonic() + 8 * TICK
@@ -177,6 +178,7 @@ class Watch:
     def _trouble(self) -> str | None:
         """Why the run must end; None while all is well."""
         if self.store.check(["failed"]):
+            self._read_beats()
             return "; ".join(text for rank in range(self.world.size) if (text := self._failure(rank)))
         silent = [rank for rank, age in self._ages().items() if age > SILENT * self.stall_seconds]
         if silent:

@@ -12,7 +12,7 @@ from ranks import run_ranks, start_ranks
 from safetensors.torch import load_file
 from tiny_models import VOCAB_SIZE, write_tiny_model
 
-from skytrain import checkpoint, signals, storage, trainer
+from skytrain import checkpoint, signals, storage, trainer, watch
 from skytrain.checkpoint import read_tensors
 
 STEPS = 6
@@ -175,7 +175,11 @@ def test_a_rank_that_stalls_is_named_with_its_step_and_stack(place, tmp_path):
 
 
 def dying(c, how: int, rank: int) -> None:
-    hooked(c, "training", rank, lambda: os.kill(os.getpid(), how))
+    def act() -> None:
+        time.sleep(2 * watch.TICK)  # A beat is at most so old, and a step here is shorter.
+        os.kill(os.getpid(), how)
+
+    hooked(c, "training", rank, act)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
