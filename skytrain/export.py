@@ -274,6 +274,8 @@ def _generation_config(source: Path, config: dict[str, Any]) -> bytes:
     stored = read_json(path) if path.is_file() else {}
     stops = stored.get("eos_token_id", config.get("eos_token_id"))
     stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if any(isinstance(stop, bool) or not isinstance(stop, int) for stop in stops):
+        raise UserError(f"{path}: eos_token_id = {stops}: expected a token's id, or a list of them")
     turn = _end_of_turn(source)
     if path.is_file() and (turn is None or turn in stops):
         return read_regular(path)

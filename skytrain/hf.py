@@ -268,9 +268,7 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
             raise UserError(f"{index}: no weight_map; download the folder again")
         for key, name in promised.items():
             if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,240}\.safetensors", name):
-                raise UserError(
-                    f"{index}: tensor {key} is in {name!r}, not a safetensors file of this folder; download it again"
-                )
+                raise UserError(f"{index}: tensor {key} is in {name!r}, no safetensors file here; download it again")
         files = sorted(set(promised.values()))
     found = {}
     for name in files:
@@ -280,10 +278,11 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
                 if key in found:
                     raise UserError(f"{folder / name}: tensor {key} is also in {found[key].path.name}; keep one")
                 found[key] = StoredTensor(folder / name, tuple(part.get_shape()), str(part.get_dtype()))
-    if promised is not None and promised.keys() != found.keys():
-        key = min(promised.keys() ^ found.keys())
-        lacking, holding = (index, found[key].path.name) if key in found else (folder / promised[key], "the index")
-        raise UserError(f"{lacking}: tensor {key} is missing here, but is in {holding}; download the folder again")
+    held = {key: tensor.path.name for key, tensor in found.items()}
+    if promised is not None and promised != held:
+        key = min(key for key in promised.keys() | held.keys() if promised.get(key) != held.get(key))
+        said, there = promised.get(key, "nothing"), held.get(key, "nothing")
+        raise UserError(f"{index}: says {said} of tensor {key}, and the files say {there}; download the folder again")
     return found
 
 

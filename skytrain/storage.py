@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from skytrain import progress
 from skytrain.direct import DirectFile
 from skytrain.errors import UserError, one_line
-from skytrain.files import open_regular, read_regular
+from skytrain.files import open_regular, read_regular, unique_keys
 
 FORMAT_VERSION = 1
 MARKER = "complete.json"
@@ -336,6 +336,6 @@ def _read(path: Path, absent: str) -> bytes:
 
 def _decode(path: Path, content: bytes, kind: type[Any]) -> Any:
     try:
-        return msgspec.convert(json.loads(content), kind)
+        return msgspec.convert(json.loads(content, object_pairs_hook=unique_keys), kind)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise Damaged(path.parent, f"{path.name} is not a file that skytrain wrote: {error}") from None

@@ -261,6 +261,15 @@ def test_files_that_need_no_change_are_copied_as_bytes(tmp_path):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.parametrize("stops", ['"258"', "[258, null]", "true", "[1.5]", "{}"])
+def test_stop_tokens_that_are_no_ids_are_refused(tmp_path, stops):
+    source = write_tiny_model(tmp_path / "in", "qwen2")
+    (source / "generation_config.json").write_text(f'{{"eos_token_id": {stops}}}')
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):
+        plain_export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_without_a_tokenizer_is_exported_with_its_own_stop_tokens(tmp_path):
     source = write_tiny_model(tmp_path / "in", "qwen2")
     for name in ("tokenizer.json", "tokenizer_config.json"):

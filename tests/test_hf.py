@@ -208,6 +208,19 @@ def test_b52_a_tensor_in_only_one_of_index_and_shard_is_named(tmp_path):
         build(folder)
 
 
+def test_b52_two_tensors_whose_files_are_exchanged_in_the_index_are_named(tmp_path):
+    folder = write_tiny_model(tmp_path, "qwen2", shard_bytes=200_000)
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    one = min(places)
+    other = next(name for name in sorted(places) if places[name] != places[one])
+    index.write_text(json.dumps({"weight_map": places | {one: places[other], other: places[one]}}))
+    with pytest.raises(
+        UserError, match=rf"index\.json: says {places[other]} of tensor {one}, and the files say {places[one]}"
+    ):
+        build(folder)
+
+
 @pytest.mark.parametrize(
     "file",
     [

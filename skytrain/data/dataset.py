@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import os
 import shutil
@@ -21,7 +20,7 @@ import numpy as np
 from skytrain.data.format import ARRAYS, FORMAT_VERSION, DatasetInfo, Shard, file_sha256, shard_header, shard_name
 from skytrain.data.ledger import Ledger
 from skytrain.errors import UserError
-from skytrain.files import open_regular, read_regular
+from skytrain.files import open_regular, read_regular, unique_keys
 from skytrain.locks import lock
 
 SHARD_BYTES = 256 << 20
@@ -257,6 +256,11 @@ class TokenDataset:
         info = _read_info(folder)
         shards = [_MappedShard(folder / shard.file, shard) for shard in info.shards]
         dataset = cls(folder, info, shards)
+        if dataset.lengths.max() > info.max_length:
+            raise UserError(
+                f"{folder}: holds a document of {dataset.lengths.max()} tokens, and dataset.json says none is "
+                f"longer than {info.max_length}; {REMEDY}"
+            )
         for shard in shards:
             if shard.doc_id.min() < 0 or shard.doc_id.max() >= info.n_docs:
                 raise UserError(f"{shard.path}: this shard is corrupt (a doc_id beyond rows.jsonl); {REMEDY}")
@@ -343,16 +347,8 @@ def _row_text(row: dict[str, Any]) -> str:
     try:
         return _encode_row(row)
     except ValueError:  # JSON has no NaN and no infinity, but Python's readers and Parquet do
-        return _encode_row(_finite(row))
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null in the place of every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        # There and back, since a function of ours could not go down as far as the encoder does.
+        return _encode_row(json.loads(json.dumps(row, default=str), parse_constant=lambda constant: None))
 
 
 def _read_info(folder: Path) -> DatasetInfo:
@@ -366,11 +362,12 @@ def _read_info(folder: Path) -> DatasetInfo:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from None
     try:
-        version = msgspec.json.decode(raw, type=dict)["format_version"]
+        found = json.loads(raw, object_pairs_hook=unique_keys)
+        version = found["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format version {version}, and this skytrain reads {FORMAT_VERSION}; {REMEDY}")
         info = msgspec.json.decode(raw, type=DatasetInfo)
-    except (msgspec.DecodeError, ValueError, KeyError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a data set's description ({error}); {REMEDY}") from None
     if info.n_docs == 0:
         raise UserError(f"{folder}: an empty data set (0 documents); {REMEDY}")

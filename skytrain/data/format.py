@@ -31,14 +31,14 @@ ARRAYS = {
 """Arrays of a shard, in their order in the file: safetensors' name of the dtype, numpy's."""
 
 
-class Shard(msgspec.Struct, frozen=True):
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     n_docs: int
     n_tokens: int
     sha256: str
 
 
-class DatasetInfo(msgspec.Struct, frozen=True, kw_only=True):
+class DatasetInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """dataset.json."""
 
     format_version: int

@@ -17,13 +17,13 @@ REASONS = (
 )
 
 
-class Rows(msgspec.Struct):
+class Rows(msgspec.Struct, forbid_unknown_fields=True):
     read: int = 0
     kept: int = 0
     dropped: dict[str, int] = {}
 
 
-class Tokens(msgspec.Struct):
+class Tokens(msgspec.Struct, forbid_unknown_fields=True):
     """Of the rows that could be rendered. A row that could not be has no tokens and counts as a row only."""
 
     rendered: int = 0
@@ -32,7 +32,7 @@ class Tokens(msgspec.Struct):
     dropped: dict[str, int] = {}
 
 
-class Ledger(msgspec.Struct):
+class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     """rows.read = rows.kept + rows.dropped; tokens.rendered = tokens.trained + tokens.context + tokens.dropped.
 
     Both sides are counted where they happen, so `problem` finds a row that was lost in between.

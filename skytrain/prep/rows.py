@@ -19,7 +19,6 @@ CHUNK = 1 << 20
 LARGEST_ROW = 64 << 20
 """Characters of one element of a JSON array: where none ends within these, the array is broken."""
 
-_decode = json.JSONDecoder().raw_decode
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _BAD_BYTES = re.compile("[\udc80-\udcff]")
 
@@ -95,6 +94,8 @@ class _Array:
         self._file = file
         # A byte that is not UTF-8 becomes half a surrogate pair, so that it spoils one row and not the file.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._decode = json.JSONDecoder(object_pairs_hook=self._object).raw_decode
+        self._twice: list[str] = []
         self._text, self._at, self._ended = "", 0, False
         self._line, self._counted = 1, 0
         self.bytes_read = file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
@@ -125,7 +126,8 @@ class _Array:
         """The element here, or an `Unreadable` where it alone is spoilt. Raises `Unreadable` where no more follow."""
         while True:
             try:
-                value, end = _decode(self._text, self._at)
+                self._twice.clear()
+                value, end = self._decode(self._text, self._at)
                 if end < len(self._text) or self._ended:
                     break
             except (ValueError, RecursionError) as error:
@@ -135,7 +137,17 @@ class _Array:
             self._more()
         spoilt = _BAD_BYTES.search(self._text, self._at, end)
         self._at = end
-        return Unreadable(f"not UTF-8 (byte 0x{ord(spoilt[0]) - 0xDC00:02x})") if spoilt else value
+        if spoilt:
+            return Unreadable(f"not UTF-8 (byte 0x{ord(spoilt[0]) - 0xDC00:02x})")
+        return Unreadable(f"not JSON that can be read ({self._twice[0]})") if self._twice else value
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Spoils its element alone, which an exception would not tell from one that is cut off here."""
+        try:
+            return unique_keys(pairs)
+        except ValueError as error:
+            self._twice.append(str(error))
+            return dict(pairs)
 
     def _next(self) -> str:
         """The next character that is no blank, or "" at the end. Stays in front of it."""
@@ -180,6 +192,9 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
     size, number = Path(name).stat().st_size, 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        columns = table.schema_arrow.names
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            raise UserError(f"{name}: the column {twice[0]!r} stands twice; rename or drop one")
         share = size // max(1, table.metadata.num_rows)
         for batch in table.iter_batches(batch_size=64):
             for i in range(batch.num_rows):

@@ -266,6 +266,32 @@ def test_unreadable_dataset_json(folder, text):
     assert "dataset.json" in refusal(folder)
 
 
+@pytest.mark.parametrize("changes", [{"a_new_key": 1}, {"max_length": -1}, {"max_length": 3}])
+def test_a_description_that_nobody_wrote_is_refused(folder, changes):
+    edit_info(folder, **changes)
+    assert "dataset.json" in refusal(folder)
+
+
+def test_a_key_twice_in_dataset_json_is_refused(folder):
+    text = (folder / "dataset.json").read_text().rstrip().removesuffix("}")
+    (folder / "dataset.json").write_text(text + ', "max_length": 9999}')
+    assert "'max_length' stands twice" in refusal(folder)
+
+
+@pytest.mark.parametrize("depth", [10, 900])
+def test_numbers_that_are_none_become_null_in_provenance_of_any_depth(tmp_path, depth):
+    value = float("nan")
+    for _ in range(depth):
+        value = [value]
+    with writer(tmp_path / "set") as out:
+        out.add(
+            np.array([1, 2], np.uint32), np.array([0, 1], np.uint8), {"id": "a", "score": float("inf"), "deep": value}
+        )
+        out.finish()
+    text = (tmp_path / "set" / "rows.jsonl").read_text()
+    assert text == '{"id": "a", "score": null, "deep": ' + "[" * depth + "null" + "]" * depth + "}\n"
+
+
 def test_a_later_format_is_refused_by_its_number(folder):
     edit_info(folder, format_version=2, a_new_key=1)
     assert "version 2" in refusal(folder)

@@ -113,10 +113,9 @@ def test_a_value_cut_by_the_end_of_a_read_is_not_taken_for_a_shorter_one(tmp_pat
 
 
 def test_a_long_element_is_tried_few_times(tmp_path, monkeypatch):
-    tries = []
-    decode = rows._decode
+    tries, more = [], rows._Array._more
     monkeypatch.setattr(rows, "CHUNK", 7)
-    monkeypatch.setattr(rows, "_decode", lambda text, at: tries.append(at) or decode(text, at))
+    monkeypatch.setattr(rows._Array, "_more", lambda array: tries.append(array) or more(array))
     assert parsed(written(tmp_path, json.dumps(["x" * 100_000]).encode()))[0][1] == "x" * 100_000
     assert len(tries) <= 16  # each read doubles what is held
 
@@ -179,3 +178,23 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.jsonl"):
         parsed(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.usefixtures("chunk")
+def test_a_key_twice_spoils_its_element_alone(tmp_path):
+    path = written(tmp_path, b'[{"id": 1}, {"id": 2, "deep": [{"a": 1, "a": 2}]}, {"id": 3}]', "chats.json")
+    assert [row for _, row in parsed(path)] == [
+        {"id": 1},
+        "not JSON that can be read (the key 'a' stands twice in an object)",
+        {"id": 3},
+    ]
+
+
+def test_a_column_twice_in_parquet_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "chats.parquet")
+    with pytest.raises(UserError, match="column 'text' stands twice"):
+        parsed(tmp_path / "chats.parquet")
