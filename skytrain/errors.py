@@ -29,6 +29,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
 
     Under torchrun every rank finds the same mistake, so only rank 0 prints it.
     """
+    # Files' names need not be text; stderr is made so by Python itself.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
     except UserError as error:

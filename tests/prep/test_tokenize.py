@@ -241,3 +241,15 @@ def test_the_command_s_mistakes_are_one_line_and_status_2(tmp_path, model):
     result = command(good, "--model", model, "--out", out)
     assert result.returncode == 2 and "--overwrite" in result.stderr
     assert command(good, "--model", model, "--out", out, "--overwrite").returncode == 0
+
+
+def test_a_file_whose_name_is_no_text_is_read_and_named(model, tmp_path):
+    chats = os.fsdecode(os.fsencode(tmp_path) + b"/chats-\xff.jsonl")
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    with open(chats, "w", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\nno row\n")
+    more = ["--model", model, "--out", tmp_path / "out", "--workers", 1, "--on-error", "drop"]
+    result = command(chats, *more, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert result.returncode == 0, result.stderr
+    assert "chats-\\udcff.jsonl:2" in result.stdout
+    assert "1 documents" in result.stdout
