@@ -1,0 +1,46 @@
+"""Whether a response's answer is the gold one."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from skytrain.prep.grade import workers
+from skytrain.prep.grade.extract import answer_of, choice_of
+from skytrain.prep.grade.numbers import number
+
+Verdict = Literal["correct", "wrong", "no_answer", "gold_unparseable", "timeout", "crash"]
+SECONDS = 5.0
+LONGEST = 10_000
+"""Characters of an answer. No gold is so long, so that a longer one is wrong without a look."""
+_LETTER = re.compile(r"\$?\s*(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*)?\{?\(?([A-Z])\)?\}?\s*\$?\.?")
+
+
+def grade_math(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
+    """The verdict on a response, by the policies of tests/cases/README.md. Any thread of any process may ask.
+
+    A gold that is one capital letter is a choice. `gold_unparseable`: the gold is empty, or no expression. `timeout`:
+    no verdict within `seconds`, in which the process that compares was killed. `crash`: it died, or failed.
+    """
+    gold = gold.strip()
+    if not gold:
+        return "gold_unparseable"
+    letter = _LETTER.fullmatch(gold)
+    if letter is not None:
+        chosen = choice_of(response)
+        return "no_answer" if chosen is None else "correct" if chosen == letter[1] else "wrong"
+    answer = answer_of(response)
+    if answer is None:
+        return "no_answer"
+    answer = answer.strip().strip("$").strip()
+    exact, given = number(gold.strip("$")), number(answer)
+    if exact is not None and given is not None:
+        return "correct" if exact == given else "wrong"
+    if len(answer) > LONGEST:
+        return "wrong"
+    try:
+        return workers.shared().ask([gold, answer], seconds)
+    except TimeoutError:
+        return "timeout"
+    except workers.Died:
+        return "crash"

@@ -1,0 +1,72 @@
+"""Numbers in LaTeX as exact rationals. A decimal is the fraction that it writes, and nothing near to it."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+LARGEST_EXPONENT = 5000
+"""Of ten. Python itself refuses to print, and takes long to make, what is much longer."""
+
+_DIGITS = re.compile(r"(\d+)?(?:\.(\d*)(?:\\overline\{?(\d+)\}?)?)?")
+_POWER = re.compile(r"(?:(.+?)(?:\\times|\\cdot|\*))?10\^(?:\{([+-]?\d+)\}|(\d))")
+_EXPONENT = re.compile(r"([\d.]+)[eE]([+-]?\d+)")
+_MIXED = re.compile(r"(\d+)(\\frac\{\d+\}\{\d+\})")
+
+
+def number(text: str) -> Fraction | None:
+    r"""The rational that `text` (as `latex.clean` leaves it) writes: integers, decimals, repeating ones, a/b, `\frac`,
+    mixed numbers, powers of ten. None for everything else."""
+    sign = 1
+    while text[:1] in ("-", "+"):
+        sign, text = (-sign if text[0] == "-" else sign), text[1:]
+    if not text or len(text) > 10_000:
+        return None
+    value = _decimal(text)
+    for read in (_power, _mixed, _quotient):
+        value = read(text) if value is None else value
+    return None if value is None else sign * value
+
+
+def _decimal(text: str) -> Fraction | None:
+    found = _DIGITS.fullmatch(text)
+    if found is None or not any(found.groups()):
+        return None
+    whole, part, repeated = (group or "" for group in found.groups())
+    if len(whole) + len(part) + len(repeated) > LARGEST_EXPONENT:
+        return None
+    value = Fraction(int(whole + part or "0"), 10 ** len(part))
+    if repeated:
+        value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(part))
+    return value
+
+
+def _power(text: str) -> Fraction | None:
+    found = _POWER.fullmatch(text)
+    if found is not None:
+        factor, exponent = found[1], found[2] or found[3]
+    else:
+        found = _EXPONENT.fullmatch(text)
+        if found is None:
+            return None
+        factor, exponent = found.groups()
+    if len(exponent) > 5 or abs(int(exponent)) > LARGEST_EXPONENT:
+        return None
+    value = Fraction(1) if factor is None else number(factor)
+    return None if value is None else value * Fraction(10) ** int(exponent)
+
+
+def _mixed(text: str) -> Fraction | None:
+    found = _MIXED.fullmatch(text)
+    if found is None:
+        return None
+    part = number(found[2])
+    return None if part is None else int(found[1]) + part
+
+
+def _quotient(text: str) -> Fraction | None:
+    found = re.fullmatch(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", text) or re.fullmatch(r"([^/]+)/([^/]+)", text)
+    if found is None:
+        return None
+    above, below = number(found[1]), number(found[2])
+    return None if above is None or not below else above / below
