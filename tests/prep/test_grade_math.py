@@ -126,6 +126,121 @@ $\dfrac{7}{9}$ || 7/9
 3\sqrt{5}\text{ units} || 3\sqrt5
 \text{Tuesday} || Tuesday
 25\text{ square units} || 25
+1{,}000 || 1000
+1000 || 1{,}000
+1\,000 || 1000
+10\ 000 || 10000
+\$1,000 || 1000
+1,000\text{ dollars} || \$1000
+\frac{3}{4}\text{ cup} || 0.75
+x = 5 \text{ cm} || 5
+(x,y)=(1,2) || (1,2)
+a_n = 2n+1 || 2n+1
+a_{n}=2n+1 || a_n=1+2n
+AB=5 || 5
+\angle A = 30^\circ || 30
+\binom{n}{2} || \frac{n(n-1)}{2}
+0.\dot{3} || \frac13
+0.\dot{2}\dot{7} || \frac{3}{11}
+0.\overline{27} || \frac{3}{11}
+-\infty || -\infty
+10\% || \frac{1}{10}
+10\% || 10\text{ percent}
+10 || 10
+\frac{\sqrt{3}}{3} || \frac{1}{\sqrt{3}}
+2\sqrt{2} || \sqrt{8}
+\left(-\infty, 3\right] || x\leq 3
+\left(\frac{1}{2}, 3\right) || (0.5,3)
+x_1=1, x_2=2 || 1,2
+x=1, y=2 || x=1,y=2
+x=1, y=2 || y=2, x=1
+\{1\}\cup[2,3] || [2,3]\cup\{1\}
+\sin x\cos x || \frac12\sin 2x
+\tan x || \frac{\sin x}{\cos x}
+e^{2x} || (e^x)^2
+\log_2 8 || 3
+\frac{x^2-1}{x-1} || x+1
+n^2+n || n(n+1)
+3\cdot 4 || 12
+3 \times 4 || 12
+2^{3} || 8
+5! || 120
+\lfloor 3.7\rfloor || 3
+|{-3}| || 3
+\sqrt{16} || 4
+\frac{6}{4} || \frac{3}{2}
+6/4 || 1.5
+-0 || 0
+0 || 0.0
+{5} || 5
+5 \text{ cm} || 5cm
+5\text{ cm} || 5 cm
+5 || 5\mathrm{cm}
+5\mathrm{~cm} || 5\text{ cm}
+60\text{ km/h} || 60\,\mathrm{km/h}
+60\text{ mph} || 60\text{ miles per hour}
+3\text{ m}^2 || 3\text{ m}^2
+12\text{ square feet} || 12
+\text{Monday} || monday
+\text{no} || No.
+\text{True} || true
+\text{even} || Even
+\text{an apple} || apple
+\text{Alice, Bob} || Bob, Alice
+f(x)=2x || f(x) = 2x
+y=2x || 2x
+y = 3x + 2 || 3x - y + 2 = 0
+x+y=1 || 2x+2y=2
+\frac{x}{2}+\frac{y}{3}=1 || 3x+2y=6
+x>2\text{ or }x<-2 || (-\infty,-2)\cup(2,\infty)
+x < -2 \text{ or } x > 2 || x>2\text{ or }x<-2
+2<x<3 || 3>x>2
+1\le x || x\ge 1
+\{x\mid 1<x<2\} || (1,2)
+x\ne 2 || x\neq 2
+x\in\{1,2\} || 1,2
+\pm\sqrt{3} || \sqrt3,-\sqrt3
+x=\pm\frac12 || \frac12, -\frac12
+1+2i || 1 + 2i
+\frac{1}{2}+\frac{\sqrt{3}}{2}i || \frac{1+i\sqrt{3}}{2}
+\begin{pmatrix} 1/2 & 0 \\ 0 & 1 \end{pmatrix} || \begin{bmatrix} 0.5 & 0 \\ 0 & 1 \end{bmatrix}
+\left(\begin{array}{c}1\\2\end{array}\right) || \begin{pmatrix}1\\2\end{pmatrix}
+11_{2} || 11_2
+\text{ABC}_{16} || ABC_{16}
+1:2:3 || 1:2:3
+1:2 || 2:4
+1:2 || 0.5
+7:30 || 7:30
+\text{7:30 a.m.} || 7:30 AM
+\text{7:30 a.m.} || 7:30\text{ a.m.}
+9^{20} || 12157665459056928801
+\frac{10}{3} || 3\frac{1}{3}
+3 \frac{1}{3} || \frac{10}{3}
+(2,3),(4,5) || (4,5) \text{ and } (2,3)
+\left[-1,1\right] || -1\le y\le 1
+2\text{ and }-3 || -3,2
+144\pi\text{ cm}^3 || 144\pi
+\frac{4}{3}\pi r^3 || \frac{4\pi r^3}{3}
+x^3-3x+C || x^3-3x+C
+\sqrt[4]{16} || 2
+1.5 \times 10^{-4} || 0.00015
+3e5 || 300000
+5\% || 0.05
+$12 || 12
+S = \{1,2\} || \{1,2\}
+\text{Yes, it is} || yes it is
+\text{neither} || Neither
+k=\frac{3}{2} || \frac{3}{2}
+-\frac{3}{2} || -1\frac{1}{2}
+1 \text{ or } 2 || 2 \text{ or } 1
+1~\text{or}~2 || 1,2
+\frac{a}{b} || a/b
+ab || ba
+2 \text{ m/s} || 2
+\displaystyle\frac{1}{2} || \frac{1}{2}
+\textbf{7} || 7
+\underline{7} || 7
+7 || 7
 """.strip().splitlines()
 ]
 DIFFERENT = [
@@ -191,6 +306,71 @@ x || y
 \frac{x}{2} || \frac{2}{x}
 x+1 || x-1
 5 || \text{five}
+5\text{ km/h} || 5\text{ m/s}
+5\text{ dollars} || 5\text{ cents}
+5 || 6
+(1,2) || (1,2,3)
+\{1,2\} || \{1,2,3\}
+\{1,2\} || (1,2)
+0.27 || 0.\overline{27}
+\text{7:30 a.m.} || 7:30 PM
+2:30 || 14:30
+\frac{4}{3}\pi r^3 || \frac{4}{3}\pi r^2
+\log_2 8 || 2
+x+1 || \frac{x^2-1}{x+1}
+x>2 || x>2\text{ or }x<-2
+\pm2 || -2
+x=1, y=2 || x=2, y=1
+y=2x || y=2x+1
+y=2x || x=2y
+x^2+y^2=4 || x^2+y^2=2
+11_2 || 11_3
+11_2 || 3
+1:2 || 2:1
+1:2:3 || 3:2:1
+ABC || CBA
+\begin{cases}1&x>0\\0&x\le0\end{cases} || \begin{cases}1&x\ge0\\0&x<0\end{cases}
+\begin{pmatrix}1&2\end{pmatrix} || \begin{pmatrix}2&1\end{pmatrix}
+10\% || 1000
+0.1 || 10
+2 || 3
+10 || 10\%
+2\sqrt{2} || 2\sqrt{3}
+\text{Monday} || Tuesday
+\text{no} || yes
+-5 || 5
+\infty || -\infty
+(0,1] || [0,1)
+[0,1]\cup[2,3] || [0,1]
+\emptyset || 0
+\text{no solution} || 0
+5 || 5+C
+x^2 || x^2+C
+1+2i || 1-2i
+6.02\times10^{23} || 6.02\times10^{22}
+1234 || 1,2,3,4
+1.234 || 1,234
+3 || \text{3 or 4}
+12\text{ cm} || 12\text{ cm}^3
+1/3 || 0.3333333333
+2^{100} || 1267650600228229401496703205375
+x\ge 1 || x>1
+\{x\mid x>3\} || x\ge3
+1\text{ or }2 || 1
+\sqrt{2} || 1.41421356
+e || 2.71828
+7 || 7\text{ for }x>0
+n\in\mathbb{Z} || n\in\mathbb{N}
+2k\pi || 2k\pi, k\in\mathbb{Z}
+\frac{1}{2} || \frac{1}{2}\text{ if }x>0
+\text{6 pm} || \text{6 am}
+\triangle ABC || \triangle ABD
+AB || BC
+\sin x || \cos x
+a+b || a-b
+\frac12 || 12
+2\frac13 || \frac{2}{3}
+4\frac12 || 2
 """.strip().splitlines()
 ]
 

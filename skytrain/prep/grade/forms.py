@@ -19,14 +19,17 @@ _OPEN, _CLOSE = ("\\{", "\\langle", "\\begin", "(", "[", "{"), ("\\}", "\\rangle
 _ORDER = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
 _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
-_SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?|\\text\{[^{}]*\}")
+_SYMBOL = re.compile(
+    r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?|\\text\{[^{}]*\}|\([A-Za-z](?:,[A-Za-z])+\)"
+)
 _CONDITION = re.compile(r"\b(?:for|where|when|if|with|all|any|every|such|unless|except|only|each|not)\b", re.IGNORECASE)
 _UNITS = {"dollar": "$", "usd": "$", "degree": "°", "deg": "°", "percent": "%", "centimeter": "cm", "centimetre": "cm",
           "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm", "millimetre": "mm",
           "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "mile": "mi", "second": "s", "sec": "s",
           "minute": "min", "hour": "h", "hr": "h", "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l",
           "mph": "mi/h", "milesperhour": "mi/h", "kmph": "km/h", "cent": "¢"}  # fmt: skip
-_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_KNOWN = {unit for unit in (*_UNITS, *_UNITS.values(), "km/h", "m/s", "lb", "oz", "ml", "kmh") if len(unit) > 1}
 _MATRIX = re.compile(r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _CASES = re.compile(r"(?:.*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
@@ -108,10 +111,8 @@ def _wordy(text: str) -> bool:
 
 def readings(text: str) -> list[Any]:
     """The forms that a text may have: 1,234 is a number and a list."""
-    found = [read(text)]
-    if _THOUSANDS.fullmatch(plain(text)):
-        found.insert(0, Value(plain(text).replace(",", "")))
-    return found
+    joined = text if re.search(r"[(\[]|\\\{", text) else _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return [read(each) for each in dict.fromkeys((joined, text))]
 
 
 def read(text: str) -> Any:
@@ -152,6 +153,8 @@ def _cells(text: str) -> list[list[str]]:
 
 def _several(text: str) -> Any:
     spaced = re.sub(r"\\text\{\s*(or|and)\s*\}", r"\\text{\1}", text)
+    if (listed := re.fullmatch(r"\\text\{([^{}]*,[^{}]*)\}", spaced)) is not None:
+        spaced = listed[1]
     for marks in (_PARTS, (",",)):
         parts = [part.strip() for part in split(spaced, *marks)]
         parts = [part for part in parts if part]
@@ -252,7 +255,9 @@ def _choice_of_sign(text: str) -> Any:
 
 def _value(text: str) -> Value:
     found = re.fullmatch(r"(.*?[^\s\\])\s*(?:\\cdot\s*)?\\text\{([^{}]*)\}((?:\^\{?-?\d\}?)?)", text, re.DOTALL)
-    bare = re.fullmatch(r"([-+]?[\d.,/]+|[-+]?\\frac\{\d+\}\{\d+\})\s+([A-Za-z][A-Za-z. /]*)((?:\^\{?\d\}?)?)", text)
+    bare = re.fullmatch(r"([-+]?[\d.,/]+|[-+]?\\frac\{\d+\}\{\d+\})\s*([A-Za-z][A-Za-z. /]*)((?:\^\{?\d\}?)?)", text)
+    if bare is not None and not bare[0][bare.end(1)].isspace() and _unit(bare[2]) not in _KNOWN:
+        bare = None  # 5x is a product.
     if (found := found or bare) is not None and not _CONDITION.search(found[2]):
         inner = _value(found[1].strip())
         return Value(inner.text, inner.unit + _unit(found[2]) + re.sub(r"[{}]", "", found[3]))
@@ -361,7 +366,7 @@ def _values(gold: Value, answer: Value) -> bool:
         return False
     if plain(gold.text) == plain(answer.text) and gold.unit == answer.unit:
         return True
-    bases = [_BASE.fullmatch(plain(value.text)) for value in (gold, answer)]
+    bases = [_BASE.fullmatch(re.sub(r"\\text\{(\w+)\}", r"\1", plain(value.text))) for value in (gold, answer)]
     if any(bases):
         return all(bases) and bases[0][1].lower() == bases[1][1].lower() and int(bases[0][2] or bases[0][3]) == int(
             bases[1][2] or bases[1][3]
@@ -371,7 +376,9 @@ def _values(gold: Value, answer: Value) -> bool:
         if gold.unit == "%":
             return other == one if answer.unit == "%" else other in (one, one / 100)
         return one == (other / 100 if answer.unit == "%" else other)
-    if any(mark in value.text for mark in ("\\text", ":") for value in (gold, answer)):
+    if re.fullmatch(r"[A-Z]{2,}", gold.text):  # Corners, and no product.
+        return False
+    if any(mark in value.text for mark in ("\\text", "\\mathbb", ":") for value in (gold, answer)):
         return bool(words(gold.text)) and words(gold.text) == words(answer.text)
     if "%" in (gold.unit, answer.unit) and gold.unit != answer.unit:
         return False
@@ -384,8 +391,6 @@ def _values(gold: Value, answer: Value) -> bool:
 
 def _number(text: str) -> Any:
     """A number, or a ratio of two."""
-    if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
     if text.count(":") == 1:
         above, below = (number(part) for part in text.split(":"))
         return above / below if above is not None and below else None

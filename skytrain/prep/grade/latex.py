@@ -54,6 +54,8 @@ def clean(text: str) -> str:
     text = _SIZES.sub("", _SPACES.sub(" ", text))
     text = re.sub(r"\\([A-Za-z]+)", _name, text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", r"\\text{degree}", text)
+    text = re.sub(r"\\(?:underline|boldsymbol|bm|pmb)\s*(?=\{)", "", text)
+    text = re.sub(r"\\dot\{?(\d)\}?(?:(\d*)\\dot\{?(\d)\}?)?", _repeated, text)
     text = _words(text)
     text = _fractions(re.sub(r"\s*\{\s*|\s*\}", lambda found: found[0].strip(), text))
     text = re.sub(r"\\sqrt\s*([A-Za-z0-9])", r"\\sqrt{\1}", text)
@@ -67,6 +69,11 @@ def clean(text: str) -> str:
 def _name(found: re.Match[str]) -> str:
     new = _NAMES.get(found[1], found[1])
     return f"\\{new}" if new.isalpha() else new
+
+
+def _repeated(found: re.Match[str]) -> str:
+    """Dots over the first and the last digit that come again and again."""
+    return rf"\overline{{{''.join(group or '' for group in found.groups())}}}"
 
 
 def _words(text: str) -> str:
