@@ -36,8 +36,7 @@ FILE_BYTES = 4 << 30
 
 
 def _key(index: MetadataIndex) -> str:
-    """A box's name within its file: the tensor's, and where the box starts."""
-    return f"{index.fqn}{list(index.offset)}"
+    return storage.key_of(index.fqn, list(index.offset))
 
 
 class Writer(dcp.StorageWriter):

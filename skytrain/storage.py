@@ -13,6 +13,7 @@ new marker replaces the old one; files that the marker does not list are nobody'
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -103,6 +104,11 @@ class Entry(Record):
 class Index(Record):
     tensors: dict[str, Entry]
     scalars: dict[str, Any]
+
+
+def key_of(name: str, offsets: list[int]) -> str:
+    """A box's name within its file: the tensor's, and where the box starts."""
+    return f"{name}{offsets}"
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -271,7 +277,7 @@ def read_index(folder: Path, marker: Marker) -> Index:
 
 
 def check(folder: Path, index: Index, files: set[str]) -> None:
-    """`Damaged` unless every tensor is covered by boxes within it, all stored in `files`."""
+    """`Damaged` unless every tensor is tiled by boxes within it, each stored in one of `files` under its own key."""
     for name, entry in index.tensors.items():
         covered = 0
         good = entry.dtype in TORCH_DTYPES
@@ -279,10 +285,23 @@ def check(folder: Path, index: Index, files: set[str]) -> None:
             good &= chunk.file in files and len(chunk.offsets) == len(chunk.sizes) == len(entry.shape)
             bounds = zip(chunk.offsets, chunk.sizes, entry.shape)
             good &= all(offset >= 0 and 0 < size <= whole - offset for offset, size, whole in bounds)
+            good &= chunk.key == key_of(name, chunk.offsets)
             covered += math.prod(chunk.sizes)
         # DCP's planner does not see a hole: it would leave there what the tensor held before.
-        if not good or covered != math.prod(entry.shape):
+        if not good or covered != math.prod(entry.shape) or _overlap(entry.chunks):
             raise Damaged(folder, f"the chunks of tensor {name!r} do not make up its shape {entry.shape}")
+
+
+def _overlap(chunks: list[Chunk]) -> bool:
+    ordered = sorted(chunks, key=lambda chunk: chunk.offsets)
+    for i, one in enumerate(ordered):
+        for other in itertools.islice(ordered, i + 1, None):
+            bounds = list(zip(one.offsets, one.sizes, other.offsets, other.sizes))
+            if bounds and bounds[0][2] >= bounds[0][0] + bounds[0][1]:
+                break  # Nor does any that comes later.
+            if all(a < b + n and b < a + m for a, m, b, n in bounds):
+                return True
+    return False
 
 
 def verify(folder: Path, files: list[File]) -> None:

@@ -248,6 +248,34 @@ def index_file(folder: Path) -> Path:
     return next(folder.glob("index-*"))
 
 
+def edit_index(folder: Path, change) -> None:
+    """The checksums fit afterwards."""
+    index = json.loads(index_file(folder).read_bytes())
+    change(index["tensors"])
+    index_file(folder).write_text(json.dumps(index))
+    content = index_file(folder).read_bytes()
+
+    def fit(marker: dict) -> None:
+        entry = next(file for file in marker["files"] if file["name"] == index_file(folder).name)
+        entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    edit_marker(folder, fit)
+
+
+def exchange_keys(tensors: dict) -> None:
+    one, other = [entry["chunks"][0] for entry in tensors.values() if entry["chunks"]][:2]
+    one["key"], other["key"] = other["key"], one["key"]
+
+
+def half_twice(tensors: dict) -> None:
+    """In volume the whole, and yet half of it is missing."""
+    chunk = next(
+        entry for entry in tensors.values() if entry["chunks"] and entry["shape"][:1] and entry["shape"][0] % 2 == 0
+    )
+    half = chunk["chunks"][0] | {"sizes": [chunk["shape"][0] // 2, *chunk["shape"][1:]]}
+    chunk["chunks"] = [half, half]
+
+
 DAMAGE = {
     "flipped data": (lambda f: flip(tensor_file(f), -1), "is corrupt"),
     "flipped header": (lambda f: flip(tensor_file(f), 12), "is corrupt"),
@@ -262,6 +290,8 @@ DAMAGE = {
     "marker of another step": (lambda f: edit_marker(f, lambda m: m.update(step=3)), "that of step 3"),
     "later format": (lambda f: edit_marker(f, lambda m: m.update(format_version=2)), "format version 2"),
     "unlisted file": (lambda f: edit_marker(f, lambda m: m["files"].pop()), "chunks of tensor"),
+    "exchanged keys": (lambda f: edit_index(f, exchange_keys), "chunks of tensor"),
+    "half of a tensor twice": (lambda f: edit_index(f, half_twice), "chunks of tensor"),
     "path in marker": (lambda f: edit_marker(f, lambda m: m["files"][1].update(name="../x")), "no save wrote"),
     "unknown key": (lambda f: edit_marker(f, lambda m: m.update(extra=1)), "not a file that skytrain wrote"),
 }
