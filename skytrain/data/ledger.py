@@ -61,6 +61,9 @@ class Ledger(msgspec.Struct, forbid_unknown_fields=True):
     def problem(self) -> str | None:
         """What does not add up, or None."""
         rows, tokens = self.rows, self.tokens
+        for reason, count in (*rows.dropped.items(), *tokens.dropped.items()):
+            if reason not in REASONS or count < 0:
+                return f"{count} dropped for {reason!r}"
         dropped = sum(rows.dropped.values())
         if rows.read != rows.kept + dropped:
             return f"rows read {rows.read} != kept {rows.kept} + dropped {dropped}"

@@ -337,6 +337,13 @@ def test_a_ledger_that_does_not_add_up_is_our_mistake_when_written_and_the_file_
     broken["rows"]["read"] += 1
     edit_info(folder, ledger=broken)
     assert "ledger" in refusal(folder)
+    broken["rows"]["dropped"] = {"mislaid": 1}
+    edit_info(folder, ledger=broken)
+    assert "mislaid" in refusal(folder)
+    broken["rows"]["read"] -= 1
+    broken["rows"]["dropped"] = {"wrong": 1, "empty": -1}
+    edit_info(folder, ledger=broken)
+    assert "'empty'" in refusal(folder)
 
 
 def test_ledger_table_shows_each_reason_with_an_example():
