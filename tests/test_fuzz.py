@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import runs
 import torch
@@ -200,20 +201,40 @@ def test_chats(model, tmp_path):
         }
 
     lines = [json.dumps(chat(i)).encode() for i in range(8)]
-    file = tmp_path / "chats.jsonl"
-    file.write_bytes(b"\n".join(lines) + b"\n")
-    expected = dict(zip(lines, documents(tokenized(file, model, tmp_path / "good"))))
-    assert len(expected) == len(lines)
+    file = tmp_path / "chats"
+    table = pyarrow.Table.from_pylist([chat(i) for i in range(8)])
+    pyarrow.parquet.write_table(table, tmp_path / "parquet", write_page_checksum=True)
+    forms = {
+        "lines": b"\n".join(lines) + b"\n",
+        "array": b"[" + b",".join(lines) + b"]",
+        "Parquet": (tmp_path / "parquet").read_bytes(),
+    }
+    expected = {}
+    for name, content in forms.items():
+        file.write_bytes(content)
+        expected[name] = dict(zip(lines, documents(tokenized(file, model, tmp_path / "good"))))
+        assert len(expected[name]) == len(lines)
+    assert expected["lines"] == expected["array"] == expected["Parquet"]
+    expected = expected["lines"]
 
     def case(chance, done):
-        text, done["what"] = mutate_bytes(b"\n".join(lines) + b"\n", chance)
+        name = chance.choice(list(forms))
+        text, what = mutate_bytes(forms[name], chance)
+        done["what"] = f"{name}, {what}"
         file.write_bytes(text)
         got = documents(tokenized(file, model, tmp_path / "bad"))
-        for line in text.split(b"\n"):
-            if line in expected:
-                assert expected[line] in got
-            elif line.strip():
-                json.loads(line.removeprefix(b"\xef\xbb\xbf"))  # What is no JSON was to be refused.
+        if name == "Parquet":
+            # Names in its footer have no checksum: a message without its role is refused, or was never one.
+            assert got == list(expected.values())
+            return
+        found = text.removeprefix(b"\xef\xbb\xbf")
+        # What is no JSON was to be refused.
+        read = (
+            json.loads(found) if name == "array" else [json.loads(line) for line in found.split(b"\n") if line.strip()]
+        )
+        assert len(read) >= len(got)
+        for line, document in expected.items():
+            assert json.loads(line) not in read or document in got
 
     fuzz("chat", case)
 

@@ -191,7 +191,7 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
         raise UserError(f"{name}: reading Parquet needs pyarrow; pip install 'skytrain[prep]'") from None
     size, number = Path(name).stat().st_size, 0
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         columns = table.schema_arrow.names
         if twice := sorted({column for column in columns if columns.count(column) > 1}):
             raise UserError(f"{name}: the column {twice[0]!r} stands twice; rename or drop one")
@@ -204,6 +204,6 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
                 except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a time that Python cannot hold
                     value = Unreadable(f"not UTF-8 ({error})" if isinstance(error, UnicodeDecodeError) else str(error))
                 yield RawRow(name, number, None, share, value)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = " ".join(str(error).split())
         raise UserError(f"{name}: cannot be read as Parquet after row {number} ({reason})") from None
