@@ -198,3 +198,14 @@ def test_a_column_twice_in_parquet_is_refused(tmp_path):
     pq.write_table(table, tmp_path / "chats.parquet")
     with pytest.raises(UserError, match="column 'text' stands twice"):
         parsed(tmp_path / "chats.parquet")
+
+
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "chats.parquet"
+    pq.write_table(pa.table({"messages": pa.array(["a"])}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"messages", b"mess\xff\xffes"))
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        parsed(path)
