@@ -7,7 +7,7 @@ equation, an inequality. Leaves are exact numbers where they can be, else expres
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from skytrain.prep.grade import symbols
@@ -65,7 +65,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cases:
-    rows: list[list[Any]] = field(default_factory=list)
+    rows: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def readings(text: str) -> list[Any]:
 
 def read(text: str) -> Any:
     text = text.strip()
-    for reader in (_grids, _several, _signs, _membership, _relations, _brackets, _choice_of_sign):
+    for reader in (_grids, _several, _unions, _membership, _relations, _brackets, _both_signs):
         form = reader(text)
         if form is not None:
             return form
@@ -167,7 +167,7 @@ def _several(text: str) -> Any:
     return None
 
 
-def _signs(text: str) -> Any:
+def _unions(text: str) -> Any:
     r"""`a \cup b`."""
     parts = split(text, r"\cup")
     return Unordered([read(part) for part in parts], is_set=True) if len(parts) > 1 else None
@@ -243,7 +243,7 @@ def _brackets(text: str) -> Any:
     return Ordered(ends[0], [read(item) for item in items], ends[1])
 
 
-def _choice_of_sign(text: str) -> Any:
+def _both_signs(text: str) -> Any:
     if r"\pm" not in text and r"\mp" not in text:
         return None
     both = []
