@@ -371,6 +371,7 @@ a+b || a-b
 \frac12 || 12
 2\frac13 || \frac{2}{3}
 4\frac12 || 2
+\left(3,\frac{\pi}{2}\right) || (3,\frac{2\pi}{3})
 """.strip().splitlines()
 ]
 
