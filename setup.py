@@ -46,10 +46,10 @@ else:
     commands["build_ext"] = BuildExtension
 
 setup(
-    packages=["skytrain", "skytrain.data", "skytrain.prep", "skytrain.plan", "skytrain.kernels"],
+    packages=["skytrain", "skytrain.data", "skytrain.prep", "skytrain.prep.grade", "skytrain.plan", "skytrain.kernels"],
     # PyPI has a package called `kernels` that transformers imports, so ours is only known as skytrain.kernels.
     package_dir={"skytrain": "skytrain", "skytrain.kernels": "kernels"},
-    package_data={"skytrain.plan": ["*.toml"]},
+    package_data={"skytrain.plan": ["*.toml"], "skytrain.prep": ["prompts/*.txt"]},
     ext_modules=extensions,
     cmdclass=commands,
 )

@@ -1,0 +1,307 @@
+"""What every stage of `skytrain prep` shares: rows in, rows out, and an account that adds up.
+
+A stage reads files of rows and writes OUT.jsonl, OUT.dropped.jsonl (what was left out, and why) and, last,
+OUT.ledger.json. Only with that one is it finished: a stage that was killed leaves the files of its forerunner as they
+were, and runs again; a finished one is not run again unless its inputs or settings have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from skytrain.errors import UserError
+from skytrain.files import open_regular
+from skytrain.prep.rows import RawRow, Unreadable, read_rows
+
+FORMAT = 1
+Row = dict[str, Any]
+
+
+class Account(msgspec.Struct, forbid_unknown_fields=True):
+    """read x samples = kept + dropped. `samples`: rows that one row read becomes (generate), else 1.
+
+    `notes` are counts beside the account, as of tokens or of rows without a label.
+    """
+
+    stage: str
+    read: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = {}
+    samples: int = 1
+    notes: dict[str, float] = {}
+
+    def problem(self) -> str | None:
+        """What does not add up, or None."""
+        dropped = sum(self.dropped.values())
+        if min(self.read, self.kept, *self.dropped.values()) < 0:
+            return f"{self.stage}: a count below 0"
+        if self.read * self.samples != self.kept + dropped:
+            return f"{self.stage}: read {self.read} x {self.samples} != kept {self.kept} + dropped {dropped}"
+        return None
+
+    def line(self) -> str:
+        """`label: read 10 = kept 9 + dropped 1 (malformed 1); unlabelled 2`"""
+        dropped = f" + dropped {sum(self.dropped.values()):,}"
+        if self.dropped:
+            parts = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
+            dropped += f" ({', '.join(f'{reason} {count:,}' for reason, count in parts)})"
+        times = f" x {self.samples}" if self.samples > 1 else ""
+        notes = "".join(f"; {name} {count:,.6g}" for name, count in self.notes.items())
+        return f"{self.stage}: read {self.read:,}{times} = kept {self.kept:,}{dropped}{notes}"
+
+
+class Finished(msgspec.Struct, forbid_unknown_fields=True):
+    """OUT.ledger.json. `inputs`: [name, bytes, sha256] each."""
+
+    format: int
+    account: Account
+    settings: dict[str, Any]
+    inputs: list[tuple[str, int, str]]
+    rows_sha256: str
+
+
+class Stage:
+    """A context: leaves OUT as it was where an exception ends it.
+
+    >>> with Stage("filter", ["in.jsonl"], "out.jsonl", {"max_length": 9}) as stage:
+    ...     for where, row in stage.rows():
+    ...         stage.keep(row) if wanted(row) else stage.drop(row, "too_long", "10 characters", where)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: list[str | Path],
+        out: str | Path,
+        settings: Row,
+        *,
+        on_error: str = "error",
+        samples: int = 1,
+    ):
+        """settings: what the rows depend on, as JSON values. on_error: what a row that cannot be read does, "error" or
+        "drop". Raises `UserError` for inputs that cannot be read, or where OUT is one of them."""
+        self.account = Account(name, samples=samples)
+        self.out = Path(out)
+        self.dropped_out = beside(self.out, "dropped.jsonl")
+        self.inputs = [Path(path) for path in inputs]
+        self.settings = json.loads(json.dumps(settings))
+        self.notes = self.account.notes
+        self._on_error = on_error
+        self._digest = hashlib.sha256()
+        self._files: list[BinaryIO] = []
+        for path in self.inputs:
+            if self.out.exists() and path.exists() and path.samefile(self.out):
+                raise UserError(f"{path}: is both read and written; give another --out")
+        self._fingerprints = [fingerprint(path) for path in self.inputs]
+
+    def finished(self) -> Account | None:
+        """The account of an earlier run that made OUT of the same inputs with the same settings; None where none did.
+
+        Raises `UserError` where OUT is finished and other."""
+        done = read_finished(self.out)
+        if done is None:
+            return None
+        now = Finished(FORMAT, done.account, self.settings, self._fingerprints, done.rows_sha256)
+        if done == now:
+            return done.account
+        changed = [
+            key for key in sorted({*done.settings, *self.settings}) if done.settings.get(key) != self.settings.get(key)
+        ]
+        what = f"settings {', '.join(changed)}" if changed else "inputs"
+        raise UserError(f"{self.out}: was made with other {what}; give another --out, or --overwrite")
+
+    def __enter__(self) -> Stage:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.out, self.dropped_out):
+            self._files.append(_locked(partial(path)))
+        return self
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """(where it stands, row), each counted as read; rows that are no JSON objects are dropped, or end the stage."""
+        for path in self.inputs:
+            for raw in read_rows(path):
+                self.account.read += 1
+                row = self._parsed(raw)
+                if row is not None:
+                    yield raw.where, absolute_tests(row, path.parent)
+
+    def _parsed(self, raw: RawRow) -> Row | None:
+        try:
+            row = raw.parse()
+            if not isinstance(row, dict):
+                raise Unreadable(f"a row is an object, not {type(row).__name__}")
+            # NaN and half a surrogate pair are read, and cannot be written again.
+            dumps(row)
+        except (Unreadable, ValueError, RecursionError, TypeError) as error:
+            if self._on_error == "error":
+                raise UserError(f"{raw.where}: {error}; mend it, or leave such rows out with --on-error drop") from None
+            self.drop({}, "malformed", str(error), raw.where, self.account.samples)
+            return None
+        return row
+
+    def keep(self, row: Row) -> None:
+        line = dumps(relative_tests(row, self.out.parent))
+        self._digest.update(line)
+        self._files[0].write(line)
+        self.account.kept += 1
+
+    def drop(self, row: Row, reason: str, detail: str = "", where: str = "", count: int = 1) -> None:
+        """`count`: how many samples of the account this row stands for."""
+        self.account.dropped[reason] = self.account.dropped.get(reason, 0) + count
+        told = {"id": row.get("id"), "where": where, "reason": reason, "detail": detail}
+        self._files[1].write(dumps({**told, "row": relative_tests(row, self.out.parent)}))
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        paths = (self.out, self.dropped_out)
+        if kind is not None:
+            for path, file in zip(paths, self._files):
+                partial(path).unlink(missing_ok=True)
+                file.close()
+            return
+        problem = self.account.problem()
+        if problem is not None:
+            raise AssertionError(problem)
+        ledger = beside(self.out, "ledger.json")
+        ledger.unlink(missing_ok=True)
+        for path, file in zip(paths, self._files):
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial(path), path)
+        done = Finished(FORMAT, self.account, self.settings, self._fingerprints, self._digest.hexdigest())
+        write_atomically(ledger, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+        for file in self._files:
+            file.close()
+        print(self.account.line(), flush=True)
+
+
+def beside(out: Path, end: str) -> Path:
+    """`a/b.jsonl` -> `a/b.ledger.json`: a file that belongs to OUT."""
+    return out.with_name(f"{out.name.removesuffix('.jsonl')}.{end}")
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Opened for writing, and empty; `UserError` where another process has it open so."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{path}: another process writes it; wait for it, or give another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        # Another writer may have renamed the file between our opening and our locking it.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            return file
+        file.close()
+
+
+def read_finished(out: Path) -> Finished | None:
+    """None where OUT is not finished. Raises `UserError` for a ledger that is none, or whose rows are gone."""
+    path = beside(out, "ledger.json")
+    try:
+        with open_regular(path) as file:
+            done = msgspec.json.decode(file.read(), type=Finished)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it to run the stage again") from None
+    if done.format != FORMAT:
+        raise UserError(f"{path}: format {done.format}, and this version writes {FORMAT}; give another --out")
+    if not out.exists():
+        return None
+    return done
+
+
+def fingerprint(path: Path) -> tuple[str, int, str]:
+    """(name, bytes, sha256) of a file. Raises `UserError`."""
+    try:
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return path.name, os.fstat(file.fileno()).st_size, digest
+    except OSError as error:
+        reason = "is a folder; name the files in it" if path.is_dir() else f"cannot be read ({error.strerror or error})"
+        raise UserError(f"{path}: {reason}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    with open(partial(path), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial(path), path)
+
+
+def dumps(row: Any) -> bytes:
+    """One line of JSON lines. ValueError for NaN and half a surrogate pair, TypeError for what is no JSON."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def absolute_tests(row: Row, folder: Path) -> Row:
+    """Tests too large for a row stand in a file (`{"file": ...}`), named from the folder of the file of rows."""
+    tests = row.get("tests")
+    if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
+        return row
+    return {**row, "tests": {**tests, "file": os.path.abspath(folder / tests["file"])}}
+
+
+def relative_tests(row: Row, folder: Path) -> Row:
+    tests = row.get("tests")
+    if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
+        return row
+    return {**row, "tests": {**tests, "file": os.path.relpath(tests["file"], folder)}}
+
+
+def run_stage(stage: Stage, work: Callable[[Stage], None], *, overwrite: bool = False) -> Account:
+    """Does the work unless it is done; prints the ledger line either way, and returns the account."""
+    done = None if overwrite else stage.finished()
+    if done is not None:
+        print(f"{done.line()} (done before)", flush=True)
+        return done
+    with stage:
+        work(stage)
+    return stage.account
+
+
+def progress_bar() -> Progress:
+    """On stderr, and only on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
+    """INPUT..., --out, --on-error and --overwrite, which every stage has."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
+    parser.add_argument("--out", required=True, help="file of JSON lines to write")
+    parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
+    parser.add_argument("--overwrite", action="store_true", help="make a finished --out anew")
+
+
+def guarded(work: Callable[[], Any], out: str | Path) -> int:
+    """Runs a stage from the command line: exit status 0, or 130 after Ctrl-C. Raises `UserError` for a full disk."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(f"interrupted; {out} is as it was before", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}") from None
+    return 0
