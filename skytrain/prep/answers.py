@@ -1,0 +1,109 @@
+"""An append-only log of answers that were paid for: a line each, found again by its key."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skytrain.errors import UserError
+
+
+class _Key(msgspec.Struct):
+    """The part of a line that is looked at when the log is opened."""
+
+    key: str
+    status: str
+
+
+class AnswerLog:
+    """A context. Holds keys and places in memory, and the answers on disk alone (17,000 traces are about 1 GB).
+
+    A process that was killed can leave half a line at the end: it is cut off. Every other line that cannot be read is
+    an error, since it was an answer. Raises `UserError` for that, and where another process has the log.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        self.statuses: dict[str, str] = {}
+
+    def __enter__(self) -> AnswerLog:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b", buffering=0)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"{self.path}: another process writes it; wait for it, or give another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            self._end = self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.sync()
+        self._file.close()
+
+    def _read(self) -> int:
+        """Remembers every line's place. The last line of a key counts. Returns the end of the file in bytes."""
+        at, number = 0, 0
+        decoder = msgspec.json.Decoder(_Key)
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file.fileno(), at)
+                    break
+                try:
+                    found = decoder.decode(line)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    raise UserError(
+                        f"{self.path}:{number}: no answer can be read here ({error}); remove the line"
+                    ) from None
+                self._places[found.key] = (at, len(line))
+                self.statuses[found.key] = found.status
+                at += len(line)
+        return at
+
+    def add(self, record: dict[str, Any]) -> None:
+        """record: JSON values, with `key` and `status`, both text. On disk, or at least the system's, on return."""
+        try:
+            text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which a server's JSON may hold
+            text = json.dumps(record, separators=(",", ":")).encode()
+        line = text + b"\n"
+        written = 0
+        # A write to a disk that fills up may be a part of the line; what follows would be glued to it.
+        while written < len(line):
+            try:
+                written += os.write(self._file.fileno(), line[written:])
+            except OSError:
+                os.ftruncate(self._file.fileno(), self._end)
+                raise
+        self._places[record["key"]] = (self._end, len(line))
+        self.statuses[record["key"]] = record["status"]
+        self._end += len(line)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        place = self._places.get(key)
+        if place is None:
+            return None
+        return json.loads(os.pread(self._file.fileno(), place[1], place[0]))
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+
+def key_of(*parts: Any) -> str:
+    """The same for the same JSON values, whatever the order of their keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
