@@ -1,8 +1,9 @@
 """Many requests to servers that speak OpenAI's chat completions (vLLM first), each answered once.
 
 A request is asked again only where that makes sense: after 408, 409, 429 and 5xx, a broken connection, or a body that
-is no answer. There is no time limit by default: a trace of 16,000 tokens takes minutes, and asking again while the server
-still works on it is how a slow server is brought down. A request that is given up is cancelled by closing its connection.
+is no answer. There is no time limit by default: a trace of 16,000 tokens takes minutes, and asking again while the
+server still works on it is how a slow server is brought down. A request that is given up is cancelled by closing its
+connection.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ class Client:
 
 
 class _Again(Exception):
-    """counts: 1 where the request itself failed, 0 where it reached no server. wait: seconds, None for a growing time."""
+    """counts: 1 where the request itself failed, 0 where it reached no server. wait: seconds, None for a growing
+    time."""
 
     def __init__(self, why: str, counts: int = 1, wait: float | None = None):
         super().__init__(why)

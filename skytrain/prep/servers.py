@@ -1,4 +1,5 @@
-"""Which server is asked next: the live one with the fewest requests in flight. One that fails is left out, for a while."""
+"""Which server is asked next: the live one with the fewest requests in flight. One that fails is left out, for a
+while."""
 
 from __future__ import annotations
 

