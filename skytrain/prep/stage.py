@@ -8,6 +8,7 @@ were, and runs again; a finished one is not run again unless its inputs or setti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -87,18 +88,20 @@ class Stage:
         out: str | Path,
         settings: Row,
         *,
+        check: Callable[[Row], None] | None = None,
         on_error: str = "error",
         samples: int = 1,
     ):
-        """settings: what the rows depend on, as JSON values. on_error: what a row that cannot be read does, "error" or
-        "drop". Raises `UserError` for inputs that cannot be read, or where OUT is one of them."""
+        """settings: what the rows depend on, as JSON values. check: raises ValueError for a row that the stage cannot
+        use. on_error: what such a row, or one that cannot be read, does: "error" or "drop". Raises `UserError` for
+        inputs that cannot be read, or where OUT is one of them."""
         self.account = Account(name, samples=samples)
         self.out = Path(out)
         self.dropped_out = beside(self.out, "dropped.jsonl")
         self.inputs = [Path(path) for path in inputs]
         self.settings = json.loads(json.dumps(settings))
         self.notes = self.account.notes
-        self._on_error = on_error
+        self._check, self._on_error = check, on_error
         self._digest = hashlib.sha256()
         self._files: list[BinaryIO] = []
         for path in self.inputs:
@@ -106,20 +109,21 @@ class Stage:
                 raise UserError(f"{path}: is both read and written; give another --out")
         self._fingerprints = [fingerprint(path) for path in self.inputs]
 
-    def finished(self) -> Account | None:
+    def finished(self, overwrite: bool = False) -> Account | None:
         """The account of an earlier run that made OUT of the same inputs with the same settings; None where none did.
 
-        Raises `UserError` where OUT is finished and other."""
+        Raises `UserError` where OUT is finished and other, and not to be overwritten."""
         done = read_finished(self.out)
         if done is None:
             return None
         now = Finished(FORMAT, done.account, self.settings, self._fingerprints, done.rows_sha256)
         if done == now:
             return done.account
-        changed = [
-            key for key in sorted({*done.settings, *self.settings}) if done.settings.get(key) != self.settings.get(key)
-        ]
-        what = f"settings {', '.join(changed)}" if changed else "inputs"
+        if overwrite:
+            return None
+        keys = sorted({*done.settings, *self.settings})
+        changed = [key for key in keys if done.settings.get(key) != self.settings.get(key)]
+        what = f"settings ({', '.join(changed)})" if changed else "inputs"
         raise UserError(f"{self.out}: was made with other {what}; give another --out, or --overwrite")
 
     def __enter__(self) -> Stage:
@@ -129,26 +133,42 @@ class Stage:
         return self
 
     def rows(self) -> Iterator[tuple[str, Row]]:
-        """(where it stands, row), each counted as read; rows that are no JSON objects are dropped, or end the stage."""
+        """(where it stands, row), each counted as read. Rows that cannot be used are dropped, or end the stage."""
+        for folder, raw in self._raw():
+            self.account.read += 1
+            try:
+                row = self._parsed(raw)
+            except Unreadable as error:
+                if self._on_error == "error":
+                    advice = "mend it, or leave such rows out with --on-error drop"
+                    raise UserError(f"{raw.where}: {error}; {advice}") from None
+                self.drop({}, "malformed", str(error), raw.where, self.account.samples)
+            else:
+                yield raw.where, absolute_tests(row, folder)
+
+    def peek(self) -> Iterator[Row]:
+        """The same rows, not counted, without those that cannot be used."""
+        for folder, raw in self._raw():
+            with contextlib.suppress(Unreadable):
+                yield absolute_tests(self._parsed(raw), folder)
+
+    def _raw(self) -> Iterator[tuple[Path, RawRow]]:
         for path in self.inputs:
             for raw in read_rows(path):
-                self.account.read += 1
-                row = self._parsed(raw)
-                if row is not None:
-                    yield raw.where, absolute_tests(row, path.parent)
+                yield path.parent, raw
 
-    def _parsed(self, raw: RawRow) -> Row | None:
+    def _parsed(self, raw: RawRow) -> Row:
+        """Raises `Unreadable`."""
+        row = raw.parse()
+        if not isinstance(row, dict):
+            raise Unreadable(f"a row is an object, not {type(row).__name__}")
         try:
-            row = raw.parse()
-            if not isinstance(row, dict):
-                raise Unreadable(f"a row is an object, not {type(row).__name__}")
             # NaN and half a surrogate pair are read, and cannot be written again.
             dumps(row)
-        except (Unreadable, ValueError, RecursionError, TypeError) as error:
-            if self._on_error == "error":
-                raise UserError(f"{raw.where}: {error}; mend it, or leave such rows out with --on-error drop") from None
-            self.drop({}, "malformed", str(error), raw.where, self.account.samples)
-            return None
+            if self._check is not None:
+                self._check(row)
+        except (ValueError, RecursionError, TypeError) as error:
+            raise Unreadable(str(error)) from None
         return row
 
     def keep(self, row: Row) -> None:
@@ -271,7 +291,7 @@ def relative_tests(row: Row, folder: Path) -> Row:
 
 def run_stage(stage: Stage, work: Callable[[Stage], None], *, overwrite: bool = False) -> Account:
     """Does the work unless it is done; prints the ledger line either way, and returns the account."""
-    done = None if overwrite else stage.finished()
+    done = stage.finished(overwrite)
     if done is not None:
         print(f"{done.line()} (done before)", flush=True)
         return done
@@ -292,7 +312,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
     parser.add_argument("--out", required=True, help="file of JSON lines to write")
     parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
-    parser.add_argument("--overwrite", action="store_true", help="make a finished --out anew")
+    parser.add_argument("--overwrite", action="store_true", help="replace an --out of other inputs or settings")
 
 
 def guarded(work: Callable[[], Any], out: str | Path) -> int:

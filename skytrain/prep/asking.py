@@ -1,0 +1,237 @@
+"""What the stages that ask a model share: settings, keys, the log, a display, and what is done when some stay
+unanswered."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from skytrain.errors import UserError
+from skytrain.prep.answers import AnswerLog, key_of
+from skytrain.prep.client import Asking, Client, Counts, Failed, Request
+from skytrain.prep.completions import Completion
+from skytrain.prep.prompts import Prompts
+from skytrain.prep.stage import Stage, beside
+
+SYNC_SECONDS = 5.0
+REFUSED_AT_FIRST = 20
+"""Requests refused before any is answered, after which the fault is taken to be in what is asked."""
+OWN = ("model", "messages", "n", "seed", "stream", "temperature", "top_p", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature, top_p, max_tokens: as the server's. extra: further keys of the request, as top_k."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    extra: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 10:
+            raise UserError(f"--temperature {self.temperature}: must be between 0 and 10")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        if self.max_tokens < 1:
+            raise UserError(f"--max-tokens {self.max_tokens}: must be at least 1")
+        for key in self.extra:
+            if key in OWN:
+                raise UserError(f"--extra {key}: is not set here; it has an option, or is not for the user to set")
+
+    def body(self) -> dict[str, Any]:
+        own = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        return {**own, **self.extra}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is asked, and how: everything that a stage with a model needs.
+
+    seed: each request has a seed of its own, from this one and its key. prices: USD for a million tokens in and out.
+    on_unanswered: "error" or "drop", for requests that no try has answered.
+    """
+
+    name: str
+    sampling: Sampling
+    asking: Asking
+    prompts: Prompts
+    seed: int = 0
+    prices: tuple[float, float] | None = None
+    on_unanswered: str = "error"
+
+    def request(self, messages: list[dict[str, Any]], version: str, sample: int = 0) -> Request:
+        """The key stands for all that decides the answer, the sample's number too."""
+        sampling = self.sampling.body()
+        key = key_of(self.name, messages, sampling, self.seed, version, sample)
+        body = {"model": self.name, "messages": messages, **sampling, "seed": int(key[:8], 16) >> 1}
+        return Request(key, body)
+
+    def settings(self, *prefixes: str) -> dict[str, Any]:
+        """For a stage's account: what the rows depend on."""
+        return {
+            "model": self.name,
+            "sampling": self.sampling.body(),
+            "seed": self.seed,
+            "prompts": self.prompts.versions(*prefixes),
+        }
+
+    def provenance(self, version: str, request: Request, record: dict[str, Any]) -> dict[str, Any]:
+        told = ("server", "engine", "finish_reason", "prompt_tokens", "completion_tokens", "seconds")
+        own = {"model": self.name, "prompt": version, "sampling": self.sampling.body(), "seed": request.body["seed"]}
+        return {**own, "key": request.key, **{name: record[name] for name in told if record.get(name) is not None}}
+
+
+def log_of(out: Path) -> AnswerLog:
+    return AnswerLog(beside(out, "answers.jsonl"))
+
+
+def ask_all(stage: Stage, model: Model, log: AnswerLog, requests: Iterable[Request]) -> dict[str, Failed]:
+    """Asks what the log does not hold, and returns those that stayed unanswered, by key.
+
+    Raises `UserError` where some did and model.on_unanswered is "error", and KeyboardInterrupt on Ctrl-C and SIGTERM;
+    what was answered until then is in the log, and is not asked again.
+    """
+    failed: dict[str, Failed] = {}
+    before = len(log.statuses)
+    counts = Counts()
+
+    def missing() -> Iterator[Request]:
+        asked = set()
+        for request in requests:
+            if request.key not in log.statuses and request.key not in asked:
+                asked.add(request.key)
+                yield request
+
+    def take(outcome: Completion | Failed) -> None:
+        if isinstance(outcome, Completion):
+            log.add(outcome.record())
+            return
+        failed[outcome.key] = outcome
+        if outcome.lasting and len(failed) >= REFUSED_AT_FIRST and len(log.statuses) == before:
+            raise UserError(f"{outcome.why}; so were the first {len(failed)} requests, so nothing more is asked")
+
+    try:
+        with _display(stage.account.stage, counts, len(log.statuses)):
+            asyncio.run(_until_done(Client(model.asking, counts), missing(), take, log))
+    except KeyboardInterrupt:
+        print(f"{len(log.statuses):,} answers are saved in {log.path}; run again to go on", file=sys.stderr)
+        raise
+    open_still = [one for one in failed.values() if not one.lasting]
+    if open_still and model.on_unanswered == "error":
+        raise UserError(
+            f"{len(open_still):,} requests stayed unanswered ({open_still[-1].why}); the others' answers are in "
+            f"{log.path}: run again to ask the rest, or leave them out with --on-unanswered drop"
+        )
+    return failed
+
+
+async def _until_done(client: Client, requests: Iterable[Request], take: Any, log: AnswerLog) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    async def sync() -> None:
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            await asyncio.to_thread(log.sync)
+
+    with contextlib.suppress(RuntimeError, ValueError):  # not the main thread
+        loop.add_signal_handler(signal.SIGTERM, stop)
+    syncing = asyncio.create_task(sync())
+    try:
+        await client.ask(requests, take)
+    except asyncio.CancelledError:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        syncing.cancel()
+        await asyncio.gather(syncing, return_exceptions=True)
+
+
+def spent(stage: Stage, model: Model, records: Iterable[dict[str, Any]]) -> None:
+    """Notes the tokens and the money of the answers that the rows stand on, those of earlier runs too."""
+    notes = stage.notes
+    for record in records:
+        for name in ("prompt_tokens", "completion_tokens"):
+            label = name.replace("_", " ")
+            notes[label] = notes.get(label, 0) + record[name]
+    if model.prices is not None:
+        tokens = [notes.get(name, 0) for name in ("prompt tokens", "completion tokens")]
+        notes["USD"] = sum(count * price for count, price in zip(tokens, model.prices)) / 1e6
+
+
+@contextlib.contextmanager
+def _display(stage: str, counts: Counts, before: int) -> Iterator[None]:
+    """A line that is kept up to date, on a terminal."""
+    console = Console(stderr=True)
+
+    def line() -> Text:
+        seconds = max(1e-9, time.monotonic() - counts.since)
+        parts = [f"{stage}: {before + counts.done:,} answered, {counts.out} in flight"]
+        parts.append(f"{counts.done / seconds:,.1f} a second, {counts.tokens / seconds:,.0f} tokens a second")
+        parts.append(f"{counts.again:,} asked again, {counts.live} of {counts.servers} servers")
+        return Text(", ".join(parts))
+
+    if not console.is_terminal:
+        yield
+        return
+    with Live(get_renderable=line, console=console, refresh_per_second=4, transient=True):
+        yield
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:
+    parser.add_argument("--server", action="append", metavar="URL", help="as http://127.0.0.1:8000/v1; again for more")
+    parser.add_argument("--model", help="the name that the servers know it by")
+    parser.add_argument("--temperature", type=float, default=temperature)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="of one answer; longer ones are unfinished")
+    parser.add_argument("--extra", action="append", default=[], metavar="KEY=JSON", help="more to send, as top_k=20")
+    parser.add_argument("--seed", type=int, default=0, help="each request's own seed comes from it")
+    parser.add_argument("--prompts", metavar="FOLDER", help="texts that replace ours of the same file names")
+    parser.add_argument("--in-flight", type=int, default=256, help="requests at a time, over all servers")
+    parser.add_argument("--tries", type=int, default=8, help="times that one request may fail")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds without any server before giving up")
+    parser.add_argument("--timeout", type=float, help="seconds for one request; no limit if not given")
+    parser.add_argument("--api-key-env", default="OPENAI_API_KEY", help="environment variable with the key")
+    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="USD for a million tokens")
+    parser.add_argument(
+        "--on-unanswered", choices=("error", "drop"), default="error", help="what requests without an answer do"
+    )
+
+
+def model_of(args: argparse.Namespace) -> Model:
+    """Raises `UserError` for settings that mean nothing."""
+    if not args.model:
+        raise UserError("--model: is missing; name the model as the servers know it")
+    extra = {}
+    for word in args.extra:
+        key, equals, value = word.partition("=")
+        try:
+            extra[key] = json.loads(value)
+        except ValueError:
+            extra[key] = value
+        if not key or not equals:
+            raise UserError(f"--extra {word}: must be KEY=JSON, as top_k=20")
+    asking = Asking(args.server or [], args.in_flight, args.tries, args.patience, args.timeout, args.api_key_env)
+    sampling = Sampling(args.temperature, args.top_p, args.max_tokens, extra)
+    prices = tuple(args.price) if args.price else None
+    return Model(args.model, sampling, asking, Prompts(args.prompts), args.seed, prices, args.on_unanswered)
