@@ -58,7 +58,8 @@ class _Generation:
                         self._stage.drop(row, reason, lost.why if lost else "", where)
                     else:
                         spent(self._stage, self._model, [record])
-                        self._take(row, sample, record, self._model.provenance(version, request, record), where)
+                        made = self._model.provenance(version, request, record)
+                        self._take({**row, "asked": _asked(request)}, sample, record, made, where)
         self._warn()
 
     def _requests(self) -> Iterator[Request]:
@@ -107,6 +108,10 @@ class _Generation:
                     f"{self._model.sampling.temperature:g}; does the server look at `seed`?",
                     file=sys.stderr,
                 )
+
+
+def _asked(request: Request) -> str:
+    return request.body["messages"][-1]["content"]
 
 
 def form_of(row: Row) -> str:

@@ -17,8 +17,9 @@ Tests: `{"inputs": [...], "outputs": [...], "fn_name": text or null}`; the same 
 `{"file": name, "count": n, "fn_name": ...}` with one line `[input, output]` a test, its name relative to the
 folder of the rows; or HumanEval's `{"check": source, "entry_point": name}`.
 
-`generate` adds `problem` (the id before samples were told apart), `sample`, `reasoning` (text or null) and `answer`.
-`rewrite` puts `messages` and `form` ("tags" or "think") in the place of the last two. `grade` adds `verdict`.
+`generate` adds `problem` (the id before samples were told apart), `sample`, `asked` (the user's turn), `reasoning`
+(text or null) and `answer`. `rewrite` puts `messages` and `form` ("tags" or "think") in the place of the last three.
+`grade` adds `verdict`.
 """
 
 from __future__ import annotations
