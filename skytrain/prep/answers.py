@@ -76,11 +76,7 @@ class AnswerLog:
 
     def add(self, record: dict[str, Any]) -> None:
         """record: JSON values, with `key` and `status`, both text. On disk, or at least the system's, on return."""
-        try:
-            text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which a server's JSON may hold
-            text = json.dumps(record, separators=(",", ":")).encode()
-        line = text + b"\n"
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         written = 0
         # A write to a disk that fills up may be a part of the line; what follows would be glued to it.
         while written < len(line):

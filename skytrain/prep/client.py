@@ -35,7 +35,8 @@ SETTINGS = {
     405: "--server",
 }
 """Statuses that every request would get, and what to look at."""
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 30.0
+"""Seconds between two tries of a request, unless the server asks for more."""
 CONNECT_SECONDS = 20.0
 
 
@@ -160,7 +161,7 @@ class Client:
                 if again.wait is not None:
                     await asyncio.sleep(again.wait)
                 elif again.counts:
-                    await asyncio.sleep(random.uniform(0, min(LONGEST_WAIT, 0.25 * 2**failures)))
+                    await asyncio.sleep(random.uniform(0, min(LONGEST_WAIT, 0.2 * 2**failures)))
             finally:
                 self._servers.give_back(server)
         return Failed(request.key, f"{failures} tries, the last: {why}", lasting=False)
@@ -264,4 +265,8 @@ def _message(body: bytes) -> str:
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer broke off"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed before an answer"
     return " ".join(str(error).split()) or type(error).__name__

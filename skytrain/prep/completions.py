@@ -63,6 +63,7 @@ def completion(key: str, body: bytes, server: str, seconds: float) -> Completion
     content = message.get("content")
     if any(not isinstance(text, str | None) for text in (*thoughts, content)):
         raise NotAnAnswer("a completion whose content is no text")
+    thoughts, content = [_whole(text) for text in thoughts], _whole(content)
     reasoning, answer = parts(content or "", next((text for text in thoughts if text), None))
     status = ENDS.get(finish, "unfinished")
     if status == "finished" and not answer.strip():
@@ -86,3 +87,8 @@ def parts(content: str, reasoning: str | None) -> tuple[str | None, str]:
     if content.lstrip().startswith(OPENED):
         return reasoning or content.lstrip().removeprefix(OPENED).strip() or None, ""
     return reasoning, content.strip()
+
+
+def _whole(text: str | None) -> str | None:
+    """Half a surrogate pair, which a server that cuts its text may send and no file can hold, becomes U+FFFD."""
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
