@@ -253,7 +253,7 @@ class TokenDataset:
         Raises `UserError`, naming the file, for a folder that is missing, unfinished, empty, cut short or corrupt.
         """
         folder = Path(folder)
-        info = _read_info(folder)
+        info = read_info(folder)
         shards = [_MappedShard(folder / shard.file, shard) for shard in info.shards]
         dataset = cls(folder, info, shards)
         if dataset.lengths.max() > info.max_length:
@@ -351,7 +351,7 @@ def _row_text(row: dict[str, Any]) -> str:
         return _encode_row(json.loads(json.dumps(row, default=str), parse_constant=lambda constant: None))
 
 
-def _read_info(folder: Path) -> DatasetInfo:
+def read_info(folder: Path) -> DatasetInfo:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; prepare one with skytrain prep tokenize")

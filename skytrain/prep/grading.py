@@ -1,0 +1,191 @@
+"""`skytrain prep grade`: keeps the replies whose answer is right.
+
+Verdicts go to OUT.verdicts.jsonl as they are made, so that a run that was ended goes on. A row is kept for one verdict
+alone, `correct`; every other one is a reason of its own. A HumanEval check is recorded and decides nothing, since it
+is the weaker test: such rows are kept whatever it says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from skytrain.errors import UserError
+from skytrain.prep.answers import AnswerLog, key_of
+from skytrain.prep.grade import grade_code, grade_math
+from skytrain.prep.grade.extract import boxes
+from skytrain.prep.grade.fences import program_of
+from skytrain.prep.problems import Malformed, check_problem
+from skytrain.prep.sections import Irregular, check_think, sections
+from skytrain.prep.stage import Row, Stage, add_stage_arguments, beside, fingerprint, guarded, progress_bar, run_stage
+
+VERSION = 1
+"""Of the verdicts: raised where a logged one could no longer be given."""
+
+
+def grade(
+    inputs: list[str | Path],
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    ungraded: Literal["drop", "keep"] = "drop",
+    sandbox: str = "bubblewrap",
+    on_error: str = "error",
+    overwrite: bool = False,
+) -> None:
+    """Writes the rows with a `verdict`.
+
+    workers: programs or answers looked at a time; one a core if None. ungraded: what rows without a gold answer or
+    tests do. sandbox: see `grade_code`. Raises `UserError`, and KeyboardInterrupt.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    settings = {"ungraded": ungraded, "sandbox": sandbox, "version": VERSION}
+    stage = Stage("grade", inputs, out, settings, check=_check, on_error=on_error)
+    run_stage(
+        stage,
+        lambda stage: _Grading(stage, workers or len(os.sched_getaffinity(0)), ungraded, sandbox).work(),
+        overwrite=overwrite,
+    )
+
+
+def _check(row: Row) -> None:
+    check_problem(row)
+    talk = row.get("messages")
+    if not isinstance(talk, list) or not talk or not isinstance(talk[-1], dict):
+        raise Malformed("'messages' must be a list that ends in the reply, as `skytrain prep rewrite` writes it")
+    if talk[-1].get("role") != "assistant" or not isinstance(talk[-1].get("content"), str):
+        raise Malformed("the last message must be the assistant's, and its content text")
+    if row.get("form") not in ("tags", "think"):
+        raise Malformed("'form' must be tags or think, as `skytrain prep rewrite` writes it")
+
+
+class _Grading:
+    def __init__(self, stage: Stage, workers: int, ungraded: str, sandbox: str):
+        self._stage, self._workers, self._ungraded, self._sandbox = stage, workers, ungraded, sandbox
+        self._digests: dict[str, str] = {}
+
+    def work(self) -> None:
+        with AnswerLog(beside(self._stage.out, "verdicts.jsonl")) as log, progress_bar() as bar:
+            task = bar.add_task("grading", total=None)
+            for where, row, verdict, detail in self._verdicts(log):
+                bar.advance(task)
+                self._take(where, row, verdict, detail)
+        if self._sandbox != "bubblewrap":
+            self._stage.notes[f"sandbox {self._sandbox}, weaker"] = 1
+
+    def _verdicts(self, log: AnswerLog) -> Iterator[tuple[str, Row, str, str]]:
+        """In the order of the rows; at most 4 rows a worker are waited for."""
+        waiting: deque = deque()
+        pool = ThreadPoolExecutor(self._workers)
+        try:
+            for where, row in self._stage.rows():
+                key = self._key(row)
+                known = log.get(key)
+                waiting.append((where, row, key, known or pool.submit(self._judge, row)))
+                if len(waiting) >= 4 * self._workers:
+                    yield self._next(log, waiting)
+            while waiting:
+                yield self._next(log, waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _next(self, log: AnswerLog, waiting: deque) -> tuple[str, Row, str, str]:
+        where, row, key, found = waiting.popleft()
+        if not isinstance(found, dict):
+            verdict, detail = found.result()
+            found = {"key": key, "status": verdict, "id": row["id"], "detail": detail}
+            if key not in log.statuses:
+                log.add(found)
+        return where, row, found["status"], found["detail"]
+
+    def _key(self, row: Row) -> str:
+        """Of all that decides the verdict."""
+        tests = row.get("tests")
+        if isinstance(tests, dict) and "file" in tests:
+            name = tests["file"]
+            self._digests[name] = self._digests.get(name) or fingerprint(Path(name))[2]
+            tests = {**tests, "file": self._digests[name]}
+        parts = (
+            row["messages"][-1]["content"],
+            row["form"],
+            row["domain"],
+            row.get("gold"),
+            row.get("solution"),
+            tests,
+        )
+        return key_of(VERSION, self._sandbox, *parts)
+
+    def _judge(self, row: Row) -> tuple[str, str]:
+        """(verdict, detail). Whether the reply is right is asked before whether its reference is: most are wrong."""
+        try:
+            parts = (check_think if row["form"] == "think" else sections)(row["messages"][-1]["content"])
+        except Irregular as error:
+            return "no_tags", str(error)
+        if row["domain"] == "code":
+            return self._judge_program(row, parts[1])
+        if row.get("gold") is None:
+            return "ungraded", "no gold answer"
+        # The whole of the reply's answer is passed on, and not the reply: its tags were looked at.
+        verdict = grade_math(parts[1], row["gold"])
+        reference = row.get("solution") or ""
+        if verdict == "correct" and any(boxes(reference)) and grade_math(reference, row["gold"]) != "correct":
+            return "bad_reference", "the reference solution's box is not the gold answer"
+        return verdict, ""
+
+    def _judge_program(self, row: Row, solution: str) -> tuple[str, str]:
+        tests = row.get("tests")
+        if not tests:
+            return "ungraded", "no tests"
+        program = program_of(solution)
+        if program is None:
+            return "no_answer", "no code block of Python in the solution"
+        verdict = grade_code(program, tests, sandbox=self._sandbox)
+        reference = row.get("solution")
+        if verdict == "correct" and reference:
+            of_reference = grade_code(program_of(reference) or reference, tests, sandbox=self._sandbox)
+            if of_reference != "correct":
+                return "bad_reference", f"the reference solution is {of_reference}"
+        return verdict, ""
+
+    def _take(self, where: str, row: Row, verdict: str, detail: str) -> None:
+        weak = "check" in (row.get("tests") or {})
+        notes = self._stage.notes
+        if weak:
+            name = f"{verdict} by the weaker check"
+            notes[name] = notes.get(name, 0) + 1
+        if verdict == "ungraded":
+            notes["ungraded"] = notes.get("ungraded", 0) + 1
+        wanted = verdict == "correct" or (verdict == "ungraded" and self._ungraded == "keep")
+        if not wanted and not (weak and verdict not in ("no_tags", "no_answer")):
+            self._stage.drop(row, verdict, detail, where)
+            return
+        made = {"verdict": verdict, "version": VERSION, "strength": "weak" if weak else "full"}
+        if row["domain"] == "code":
+            made["sandbox"] = self._sandbox
+        self._stage.keep({**row, "verdict": verdict, "provenance": {**row.get("provenance", {}), "grade": made}})
+
+
+def register(subparsers: Any) -> None:
+    """Adds `grade` to the parsers of `skytrain prep`."""
+    parser = subparsers.add_parser(
+        "grade", help="keep the replies that are right", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_stage_arguments(parser)
+    parser.add_argument("--workers", type=int, help="graded at a time; one a core if not given")
+    parser.add_argument("--ungraded", choices=("drop", "keep"), default="drop", help="rows without gold or tests")
+    parser.add_argument(
+        "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap", help="process: limits only, no isolation"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = {"workers": args.workers, "ungraded": args.ungraded, "sandbox": args.sandbox}
+    settings |= {"on_error": args.on_error, "overwrite": args.overwrite}
+    return guarded(lambda: grade(args.inputs, args.out, **settings), args.out)

@@ -1,0 +1,213 @@
+"""`skytrain prep run RECIPE.toml`: all stages, one after another, each with the settings that its command takes.
+
+    folder = "data/mine"                   # where all that is made goes; from the recipe's own folder
+
+    [[stage]]
+    do = "import"                          # the stage; its output is FOLDER/import.jsonl
+    name = "amc"                           # or FOLDER/amc.jsonl: a name of its own where a stage is done twice
+    inputs = ["numina/*.parquet"]          # files, or names of earlier stages; by default all that no stage has read
+    yet format = "numina"                      # what the command calls --format
+
+The words of all stages are checked before the first one begins. A stage that is finished is not done again, so that a
+run that was ended goes on by being started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from skytrain.data.dataset import read_info
+from skytrain.errors import UserError
+from skytrain.files import read_regular
+from skytrain.prep.stage import FORMAT, Account, Finished, beside, fingerprint, read_finished, write_atomically
+
+OWN = ("do", "name", "inputs")
+
+
+@dataclass
+class Step:
+    """A stage of a recipe. out: the file of rows, or the folder of the data set. reads: the steps that it reads."""
+
+    name: str
+    do: str
+    out: Path
+    inputs: list[Path]
+    reads: list[Step]
+    words: list[str]
+    args: argparse.Namespace | None = None
+
+
+def run_recipe(path: str | Path, parsers: Mapping[str, Any], overrides: list[str], overwrite: bool = False) -> int:
+    """Does all stages and prints what became of the rows. Returns the first exit status that is not 0.
+
+    parsers: of the stages' commands, by name. overrides: NAME.KEY=VALUE each. Raises `UserError`.
+    """
+    steps = read_recipe(Path(path), parsers, overrides)
+    for step in steps:
+        step.args = _parse(step, parsers[step.do], overwrite, path)
+    for step in steps:
+        status = _tokenize(step) if step.do == "tokenize" else step.args.run(step.args)
+        if status:
+            return status
+    _told(steps)
+    return 0
+
+
+def read_recipe(path: Path, parsers: Mapping[str, Any], overrides: list[str]) -> list[Step]:
+    """Raises `UserError` that names the stage and the key."""
+    try:
+        content = tomllib.loads(read_regular(path).decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error})") from None
+    stages, folder = content.pop("stage", None), content.pop("folder", None)
+    if content:
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a recipe has folder and [[stage]]s")
+    if not isinstance(folder, str) or not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
+        raise UserError(f"{path}: needs folder, as text, and [[stage]]s")
+    _override(path, stages, overrides)
+    steps: dict[str, Step] = {}
+    unread: list[Step] = []
+    for number, stage in enumerate(stages, 1):
+        step = _step(path, path.parent / folder, number, stage, steps, unread, parsers)
+        unread = [one for one in unread if one not in step.reads] + [step]
+        steps[step.name] = step
+    if not steps:
+        raise UserError(f"{path}: has no [[stage]]")
+    return list(steps.values())
+
+
+def _step(
+    path: Path,
+    folder: Path,
+    number: int,
+    stage: dict[str, Any],
+    steps: dict[str, Step],
+    unread: list[Step],
+    parsers: Any,
+) -> Step:
+    do = stage.get("do")
+    where = f"{path}: stage {number}"
+    if do not in parsers or do == "run":
+        raise UserError(
+            f"{where}: do must be one of {', '.join(name for name in parsers if name != 'run')}, not {do!r}"
+        )
+    name = stage.get("name", do)
+    if not isinstance(name, str) or not name or "/" in name or name in steps:
+        raise UserError(f"{where}: the name {name!r} is taken, or none; give the stage a name of its own")
+    given = stage.get("inputs")
+    if given is None and not unread:
+        raise UserError(f"{where} ({name}): needs inputs, the files that it reads")
+    if given is not None and (not isinstance(given, list) or not all(isinstance(one, str) for one in given)):
+        raise UserError(f"{where} ({name}): inputs must be a list of files or names of earlier stages")
+    reads = unread if given is None else [steps[one] for one in given if one in steps]
+    files = [step.out for step in reads]
+    for pattern in given or []:
+        if pattern not in steps:
+            files += _files(path, f"{where} ({name})", pattern)
+    out = folder / name if do == "tokenize" else folder / f"{name}.jsonl"
+    words = [word for key, value in stage.items() if key not in OWN for word in _words(key, value)]
+    return Step(name, do, out, files, list(reads), words)
+
+
+def _files(path: Path, where: str, pattern: str) -> list[Path]:
+    found = sorted(glob.glob(str(path.parent / pattern)))
+    if not found:
+        raise UserError(f"{where}: no file and no earlier stage is {pattern!r}")
+    return [Path(one) for one in found]
+
+
+def _words(key: str, value: Any) -> list[str]:
+    """A setting as the command line has it: `top_p = 0.9` is --top-p 0.9, a list is the option again and again."""
+    option = f"--{key.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [option] if value else [f"--no-{key.replace('_', '-')}"]
+    if isinstance(value, list):
+        if key == "price":
+            return [option, *map(str, value)]
+        return [word for one in value for word in (option, str(one))]
+    # With an equals sign, since a value may begin with a dash.
+    return [f"{option}={value}"]
+
+
+def _override(path: Path, stages: list[dict[str, Any]], overrides: list[str]) -> None:
+    by_name = {str(stage.get("name", stage.get("do"))): stage for stage in stages}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        name, _, key = key.partition(".")
+        if name not in by_name or not key:
+            raise UserError(f"{word}: no stage of {path} is named {name!r}; as NAME.KEY=VALUE")
+        try:
+            by_name[name][key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            by_name[name][key] = value
+
+
+def _parse(step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: str | Path) -> argparse.Namespace:
+    """By the command's own parser, so that a recipe can say what the command line can, and nothing else."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{path}: stage {step.name}: {message}")
+
+    words = [*map(str, step.inputs), "--out", str(step.out), *step.words]
+    words += ["--overwrite"] if overwrite else []
+    usual: Callable[[str], NoReturn] = parser.error
+    parser.error = refuse
+    try:
+        # The command's own words: `do` is among its defaults where the top parser has added some.
+        return parser.parse_args(words)
+    finally:
+        parser.error = usual
+
+
+def _tokenize(step: Step) -> int:
+    """Tokenising has an account of its own kind, in dataset.json; here it is put beside, with what it was made of."""
+    ledger = beside(step.out, "ledger.json")
+    settings = {"model": fingerprint(Path(step.args.model) / "tokenizer.json")[2], "words": step.words}
+    inputs = [fingerprint(path) for path in step.inputs]
+    if ledger.exists() and (step.out / "dataset.json").exists():
+        done = read_finished(step.out)
+        if done is not None and (done.settings, done.inputs) == (settings, inputs):
+            print(f"{done.account.line()} (done before)", flush=True)
+            return 0
+    status = step.args.run(step.args)
+    if status == 0:
+        rows = read_info(step.out).ledger.rows
+        account = Account("tokenize", rows.read, rows.kept, rows.dropped)
+        done = Finished(FORMAT, account, settings, inputs, "")
+        write_atomically(ledger, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
+    return status
+
+
+def _told(steps: list[Step]) -> None:
+    """Every row that a stage kept is one that the next has read: a lost one ends the run with an error of ours."""
+    accounts = {step.name: read_finished(step.out).account for step in steps}
+    for step in steps:
+        own, files = accounts[step.name], len(step.inputs) - len(step.reads)
+        problem = own.problem()
+        expected = sum(accounts[read.name].kept for read in step.reads)
+        if problem is None and not files and own.read != expected:
+            problem = f"{step.name}: read {own.read}, and the stages before it kept {expected}"
+        if problem is not None:
+            raise AssertionError(problem)
+    first = sum(accounts[step.name].read for step in steps if not step.reads)
+    last = accounts[steps[-1].name]
+    print(f"adds up: {first:,} rows read, {last.kept:,} kept at the end by {len(steps)} stages; {steps[-1].out}")
+
+
+def register(subparsers: Any) -> None:
+    """Adds `run` to the parsers of `skytrain prep`; the others have been added."""
+    parser = subparsers.add_parser(
+        "run", help="all stages of a recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="RECIPE.toml")
+    parser.add_argument("overrides", nargs="*", metavar="NAME.KEY=VALUE", help="settings that replace the recipe's")
+    parser.add_argument("--overwrite", action="store_true", help="do again what was made with other inputs or settings")
+    parser.set_defaults(run=lambda args: run_recipe(args.recipe, subparsers.choices, args.overrides, args.overwrite))
