@@ -1,0 +1,215 @@
+"""The stages that ask a model, against vLLM itself: `make vllm` installs it, and CI does.
+
+The model has random weights; a grammar makes it say what has the form of an answer.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import transformers
+from chat_models import write_qwen2_5
+from teacher import free_port, until
+from tiny_models import write_tiny_model
+
+from skytrain.errors import UserError
+from skytrain.prep.asking import Model, Sampling
+from skytrain.prep.client import Asking
+from skytrain.prep.generate import generate
+from skytrain.prep.prompts import Prompts
+from skytrain.prep.stage import read_finished
+
+ROOT = Path(__file__).resolve().parents[2]
+VLLM = ROOT / ".vllm"
+ANSWER = r"I try [a-z ]{5,40}, no, [a-z ]{5,40}\.\n\n\*\*Final Answer\*\*\n\n\\boxed\{[0-9]\}"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(address, folder) of a tiny Qwen2."""
+    if not (VLLM / ".ready").exists():
+        if os.environ.get("SKYTRAIN_NEEDS_VLLM"):
+            pytest.fail("vLLM is not installed, and this run may not go without it: make vllm")
+        pytest.skip("vLLM is not installed here; make vllm does (3.4 GB)")
+    folder = tmp_path_factory.mktemp("served")
+    write_tiny_model(folder / "model", hidden_size=128, max_position_embeddings=2048)
+    port = free_port()
+    options = ["--max-model-len", "2048", "--enforce-eager", "--dtype", "float32", "--served-model-name", "tiny"]
+    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    own["HOME"] = own["XDG_CACHE_HOME"] = str(folder)
+    with open(folder / "log.txt", "wb") as log:
+        command = [
+            VLLM / "bin" / "vllm",
+            "serve",
+            folder / "model",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            *options,
+        ]
+        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, start_new_session=True)
+
+    def ready():
+        assert server.poll() is None, (folder / "log.txt").read_text()[-3000:]
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+    try:
+        until(ready, 400)
+        yield f"http://127.0.0.1:{port}/v1", folder / "model"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def model(address, name="tiny", temperature=1.0, max_tokens=200, **extra):
+    return Model(name, Sampling(temperature, 1.0, max_tokens, extra), Asking([address]), Prompts())
+
+
+def problems(folder, count):
+    path = folder / "problems.jsonl"
+    rows = [{"question": f"What is {i} modulo 10?", "answer": str(i % 10)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    imported = [
+        {"id": f"p{i}", "source": "s", "domain": "math", "prompt": row["question"], "gold": row["answer"]}
+        for i, row in enumerate(rows)
+    ]
+    forms = folder / "forms.jsonl"
+    forms.write_text("".join(json.dumps(row) + "\n" for row in imported), encoding="utf-8")
+    return path, forms
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_greedy_answers_are_transformers_own(served, tmp_path):
+    address, folder = served
+    _, forms = problems(tmp_path, 4)
+    asked = model(address, temperature=0.0, max_tokens=12)
+    generate([forms], tmp_path / "out.jsonl", asked)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    logged = rows(tmp_path / "out.answers.jsonl")
+    told = {row["key"]: row for row in logged}
+    from skytrain.prep.prompts import messages
+
+    prompts = asked.prompts
+    for row in rows(forms):
+        talk = messages(prompts.render("teacher.system"), prompts.render("teacher.math", prompt=row["prompt"]))
+        request = asked.request(talk, prompts.version("teacher.system", "teacher.math"))
+        ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        expected = reference.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        answer = told[request.key]
+        assert answer["answer"] == tokenizer.decode(expected, skip_special_tokens=True).strip()
+        assert answer["prompt_tokens"] == ids.shape[1] and answer["completion_tokens"] == len(expected)
+        assert answer["engine"].startswith("vllm-")
+
+
+def test_answers_at_the_limit_are_unfinished(served, tmp_path):
+    _, forms = problems(tmp_path, 6)
+    generate([forms], tmp_path / "out.jsonl", model(served[0], temperature=0.0, max_tokens=5, ignore_eos=True))
+    assert read_finished(tmp_path / "out.jsonl").account.dropped == {"unfinished": 6}
+    assert {row["finish_reason"] for row in rows(tmp_path / "out.answers.jsonl")} == {"length"}
+
+
+def test_what_vllm_refuses_is_told(served, tmp_path):
+    _, forms = problems(tmp_path, 6)
+    generate([forms], tmp_path / "long.jsonl", model(served[0], max_tokens=20000))
+    assert read_finished(tmp_path / "long.jsonl").account.dropped == {"refused": 6}
+    assert all("max_model_len" in row["detail"] for row in rows(tmp_path / "long.dropped.jsonl"))
+    with pytest.raises(UserError, match=r"status 404 .*does not exist.*--model"):
+        generate([forms], tmp_path / "other.jsonl", model(served[0], name="other"))
+
+
+def test_each_sample_has_a_seed_that_vllm_looks_at(served, tmp_path, capsys):
+    _, forms = problems(tmp_path, 4)
+    generate([forms], tmp_path / "out.jsonl", model(served[0], structured_outputs={"regex": ANSWER}), samples=4)
+    found = rows(tmp_path / "out.jsonl")
+    assert len(found) == 16 and len({row["answer"] for row in found}) == 16
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_thoughts_within_the_content_are_told_apart(served, tmp_path):
+    _, forms = problems(tmp_path, 3)
+    regex = r"[a-z ]{5,20}</think>\n\n\\boxed\{[0-9]\}"
+    generate([forms], tmp_path / "out.jsonl", model(served[0], structured_outputs={"regex": regex}))
+    for row in rows(tmp_path / "out.jsonl"):
+        assert re.fullmatch(r"[a-z ]{1,20}", row["reasoning"]) and re.fullmatch(r"\\boxed\{[0-9]\}", row["answer"])
+
+
+def test_ctrl_c_ends_the_requests_in_vllm_too(served, tmp_path):
+    _, forms = problems(tmp_path, 40)
+    address = served[0]
+
+    def running():
+        with urllib.request.urlopen(f"{address.removesuffix('/v1')}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+    code = "from skytrain.cli import main; main()"
+    words = ["prep", "generate", forms, "--out", tmp_path / "out.jsonl", "--server", address, "--model", "tiny"]
+    words += ["--max-tokens", "1500", "--extra", "ignore_eos=true", "--in-flight", "8"]
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    until(lambda: running() >= 8, 60)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run again to go on" in told and "Traceback" not in told
+    until(lambda: running() == 0, 60)
+
+
+def test_a_recipe_from_questions_to_tokens(served, tmp_path):
+    """Of ten random digits one is right: rejection by the true answer, all else as in a real run."""
+    path, _ = problems(tmp_path, 10)
+    tokenizer = write_qwen2_5(tmp_path / "tokenizer")
+    recipe = tmp_path / "recipe.toml"
+    grammar = json.dumps({"regex": ANSWER})
+    labels = json.dumps({"choice": ["It is easy. [[2]]", "It is hard. [[9]]", "I cannot tell."]})
+    asking = f'server = ["{served[0]}"]\nmodel = "tiny"\nmax_tokens = 300\n'
+    recipe.write_text(
+        f"""folder = "made"
+[[stage]]
+do = "import"
+inputs = ["problems.jsonl"]
+format = "plain"
+domain = "math"
+source = "modulo"
+[[stage]]
+do = "label"
+{asking}temperature = 1.0
+extra = ['structured_outputs={labels}']
+[[stage]]
+do = "generate"
+{asking}samples = 12
+temperature = 1.0
+extra = ['structured_outputs={json.dumps(json.loads(grammar))}']
+[[stage]]
+do = "rewrite"
+by = "rules"
+[[stage]]
+do = "grade"
+[[stage]]
+do = "filter"
+[[stage]]
+do = "tokenize"
+model = "{tokenizer}"
+""",
+        encoding="utf-8",
+    )
+    code = "from skytrain.cli import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", code, "prep", "run", recipe], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "adds up: 10 rows read" in done.stdout
+    made = read_finished(tmp_path / "made" / "grade.jsonl").account
+    assert made.read == 120 and made.kept > 0 and made.dropped["wrong"] > 0
+    label = read_finished(tmp_path / "made" / "label.jsonl").account
+    assert label.notes["labelled"] + label.notes["unlabelled"] == 10
