@@ -169,7 +169,7 @@ def test_ctrl_c_ends_the_requests_in_vllm_too(served, tmp_path):
 
 def test_a_recipe_from_questions_to_tokens(served, tmp_path):
     """Of ten random digits one is right: rejection by the true answer, all else as in a real run."""
-    path, _ = problems(tmp_path, 10)
+    problems(tmp_path, 10)
     tokenizer = write_qwen2_5(tmp_path / "tokenizer")
     recipe = tmp_path / "recipe.toml"
     grammar = json.dumps({"regex": ANSWER})
