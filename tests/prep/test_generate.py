@@ -55,7 +55,10 @@ def account(path):
 
 
 def command(*words):
-    code = "import sys; from skytrain.cli import main; main()"
+    # A shell's background jobs ignore the signal, and so would what they start.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom skytrain.cli import main; main()"
+    )
     return [sys.executable, "-P", "-c", code, "prep", *map(str, words)]
 
 

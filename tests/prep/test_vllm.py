@@ -22,7 +22,7 @@ from skytrain.errors import UserError
 from skytrain.prep.asking import Model, Sampling
 from skytrain.prep.client import Asking
 from skytrain.prep.generate import generate
-from skytrain.prep.prompts import Prompts
+from skytrain.prep.prompts import Prompts, messages
 from skytrain.prep.stage import read_finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +101,6 @@ def test_greedy_answers_are_transformers_own(served, tmp_path):
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder)
     logged = rows(tmp_path / "out.answers.jsonl")
     told = {row["key"]: row for row in logged}
-    from skytrain.prep.prompts import messages
-
     prompts = asked.prompts
     for row in rows(forms):
         talk = messages(prompts.render("teacher.system"), prompts.render("teacher.math", prompt=row["prompt"]))
@@ -110,7 +108,9 @@ def test_greedy_answers_are_transformers_own(served, tmp_path):
         ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=False)
         expected = reference.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
         answer = told[request.key]
-        assert answer["answer"] == tokenizer.decode(expected, skip_special_tokens=True).strip()
+        # Bytes that are no character yet are left out at the end by vLLM alone.
+        decoded = tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
+        assert answer["answer"].rstrip("\ufffd") == decoded.strip()
         assert answer["prompt_tokens"] == ids.shape[1] and answer["completion_tokens"] == len(expected)
         assert answer["engine"].startswith("vllm-")
 
@@ -156,7 +156,10 @@ def test_ctrl_c_ends_the_requests_in_vllm_too(served, tmp_path):
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
 
-    code = "from skytrain.cli import main; main()"
+    # A shell's background jobs ignore the signal, and so would what they start.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom skytrain.cli import main; main()"
+    )
     words = ["prep", "generate", forms, "--out", tmp_path / "out.jsonl", "--server", address, "--model", "tiny"]
     words += ["--max-tokens", "1500", "--extra", "ignore_eos=true", "--in-flight", "8"]
     process = subprocess.Popen([sys.executable, "-P", "-c", code, *map(str, words)], stderr=subprocess.PIPE, text=True)
