@@ -7,7 +7,7 @@ import argparse
 from skytrain import __version__, export_command, verify_command
 from skytrain.errors import exit_on_user_error
 from skytrain.plan import command as plan_command
-from skytrain.prep import tokenize
+from skytrain.prep import importing, select, tokenize
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +16,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
+    importing.register(stages)
+    select.register(stages)
     tokenize.register(stages)
     plan_command.register(commands)
     export_command.register(commands)
