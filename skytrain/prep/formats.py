@@ -134,7 +134,7 @@ def gsm8k(row: Row) -> Row:
 
 
 def plain(row: Row) -> Row:
-    """Columns as a problem has them, under the names that are common for them. What else there is goes to provenance."""
+    """Columns as a problem has them, under their common names. What else there is goes to provenance."""
     left = dict(row)
     prompt_key = next((key for key in ("prompt", "problem", "question") if left.get(key) is not None), "prompt")
     prompt = text(left, prompt_key)
@@ -219,18 +219,22 @@ class Form(NamedTuple):
     fields: tuple[str, ...]
     """All of these tell the form."""
     without: tuple[str, ...] = ()
+    pool: Callable[[Row], Any] = lambda row: None
+    """What tells the sources apart that rows of one file come from."""
 
 
 FORMS = {
-    "numina": Form(numina, ("problem", "solution", "source"), ("answer", "gold", "prompt", "level")),
+    "numina": Form(
+        numina, ("problem", "solution", "source"), ("answer", "gold", "prompt", "level"), lambda row: row.get("source")
+    ),
     "math": Form(math, ("problem", "solution", "level"), ("source", "gold")),
     "apps": Form(code_formats.apps, ("problem_id", "question", "solutions", "input_output")),
     "taco": Form(code_formats.taco, ("question", "solutions", "input_output"), ("problem_id",)),
-    "still2": Form(still2, ("question", "combined_text")),
+    "still2": Form(still2, ("question", "combined_text"), (), lambda row: row.get("domain")),
     "livecodebench": Form(code_formats.livecodebench, ("question_content", "public_test_cases")),
     "humaneval": Form(code_formats.humaneval, ("task_id", "prompt", "test", "entry_point")),
     "gsm8k": Form(gsm8k, ("question", "answer"), ("metadata", "choices", "gold", "combined_text")),
-    "plain": Form(plain, ()),
+    "plain": Form(plain, (), (), lambda row: _plain_source(dict(row))),
 }
 
 

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub as a local file of JSON lines, through the `datasets` library where it is there."""
+"""A data set of the Hugging Face hub as a local file of JSON lines, through the library `datasets` if it is there."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def fetch(spec: str, out: Path, *, overwrite: bool = False) -> Path:
                 file.write(json.dumps(row, default=_as_text) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        os.replace(partial(path), path)
     except Exception as error:  # the library raises its own, those of its downloader and OSError
-        partial(path).unlink(missing_ok=True)
         raise UserError(f"--hub {spec}: cannot be read ({type(error).__name__}: {error})") from None
-    os.replace(partial(path), path)
+    finally:
+        partial(path).unlink(missing_ok=True)
     return path
 
 

@@ -137,13 +137,14 @@ class _Importer:
 
     def _problem(self, row: Row, where: str) -> Row:
         # Counted before anything is dropped: "the first 20,000 rows" of a source are those of the published file.
-        published = str(row.get("source"))
-        self._rows_of[published] += 1
-        found = FORMS[self._form].read(self._mapped(row))
+        form, row = FORMS[self._form], self._mapped(row)
+        pool = str(form.pool(row))
+        self._rows_of[pool] += 1
+        found = form.read(row)
         file, line, number = _place(where)
-        place = {"file": file, "line": line, "row_of_source": self._rows_of[published]}
+        place = {"file": file, "line": line, "row_of_source": self._rows_of[pool]}
         found["provenance"] = place | found["provenance"]
-        found["id"] = f"{file}:{number}" if found["id"] in (None, "") else str(found["id"])
+        found["id"] = _id(found["id"], f"{file}:{number}")
         found["source"] = self._source or found["source"]
         found["domain"] = self._domain or found["domain"]
         if found["domain"] == "code":
@@ -161,10 +162,10 @@ class _Importer:
         tests = found["tests"]
         if isinstance(tests, Pairs):
             tests = self._folder.place(tests)
-        if not tests or tests.get("inputs") == [] == tests.get("outputs"):
-            raise Unfit("no_tests", "a program without tests")
-        found = {**found, "tests": tests, "gold": None}
+        found = {**found, "tests": tests or None, "gold": None}
         check_problem(found)
+        if not tests or tests.get("inputs") == []:
+            raise Unfit("no_tests", "a program without tests")
         if "file" in tests and not Path(tests["file"]).is_file():
             raise Malformed(f"'tests' are in {tests['file'][:200]!r}, which is no file")
         return found
@@ -176,6 +177,14 @@ class _Importer:
             found["id"] = f"{published}#{copy}"
             copy += 1
         return found["id"] != published
+
+
+def _id(published: Any, place: str) -> str:
+    if published is None or published == "":
+        return place
+    if isinstance(published, bool) or not isinstance(published, str | int):
+        raise Malformed(f"'id' must be text or a whole number, not {type(published).__name__}")
+    return str(published)
 
 
 def _with_gold(found: Row) -> Row:

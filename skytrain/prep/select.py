@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class Rule:
 def parse_rule(text: str) -> Rule:
     """`source=a,b difficulty=1..4,9 level=4,5 domain=math first=20000 count=100`. Raises `UserError`."""
     values: dict[str, Any] = {}
-    for word in text.split():
+    for word in _words(text):
         key, equals, value = word.partition("=")
         if not equals or key not in KEYS:
             raise UserError(f"--rule {text!r}: {word!r} is not KEY=VALUE with a key of {', '.join(KEYS)}")
@@ -77,6 +78,13 @@ def parse_rule(text: str) -> Rule:
     if not values:
         raise UserError(f"--rule {text!r}: is empty; give it KEY=VALUE with a key of {', '.join(KEYS)}")
     return Rule(text, **values)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--rule {text!r}: cannot be split into words ({error})") from None
 
 
 def _value(key: str, value: str) -> Any:
@@ -212,7 +220,7 @@ def register(subparsers: Any) -> None:
         "--rule",
         action="append",
         required=True,
-        help="as 'source=a,b domain=math difficulty=1..9 level=4,5 first=20000 count=4000'; a row that any takes is kept",
+        help="as 'source=a,b domain=math difficulty=1..9 level=4,5 first=20000 count=4000'",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample that a count takes")
     parser.add_argument("--first", action="store_true", help="a count takes the first rows, and no sample")
