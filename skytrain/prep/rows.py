@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, time
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -190,11 +189,6 @@ def read_array(name: str, file: BinaryIO) -> Iterator[RawRow]:
             return
 
 
-def _without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """Times and dates as the text that JSON files of the same rows have for them."""
-    return {key: value.isoformat() if isinstance(value, date | time) else value for key, value in row.items()}
-
-
 def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
     try:
         import pyarrow.parquet
@@ -211,7 +205,7 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    value: Any = _without_times(batch.slice(i, 1).to_pylist()[0])
+                    value: Any = batch.slice(i, 1).to_pylist()[0]
                 except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a time that Python cannot hold
                     value = Unreadable(f"not UTF-8 ({error})" if isinstance(error, UnicodeDecodeError) else str(error))
                 yield RawRow(name, number, None, share, value)

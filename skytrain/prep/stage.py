@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date, time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,6 +148,7 @@ class Stage:
             row = raw.parse()
             if not isinstance(row, dict):
                 raise Unreadable(f"a row is an object, not {type(row).__name__}")
+            row = _without_times(row)
             # NaN and half a surrogate pair are read, and cannot be written again.
             dumps(row)
         except (Unreadable, ValueError, RecursionError, TypeError) as error:
@@ -258,6 +260,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 def dumps(row: Any) -> bytes:
     """One line of JSON lines. ValueError for NaN and half a surrogate pair, TypeError for what is no JSON."""
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _without_times(row: Row) -> Row:
+    """Times and dates of Parquet as the text that JSON files of the same rows have for them."""
+    return {key: value.isoformat() if isinstance(value, date | time) else value for key, value in row.items()}
 
 
 def absolute_tests(row: Row, folder: Path) -> Row:
