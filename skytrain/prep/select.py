@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from skytrain.errors import UserError
 from skytrain.prep.problems import DOMAINS, Malformed, check_problem
-from skytrain.prep.stage import Account, Row, Stage, add_stage_arguments, dumps, guarded, run_stage
+from skytrain.prep.rows import Unreadable, read_rows
+from skytrain.prep.stage import Account, Row, Stage, add_stage_arguments, dumps, fingerprint, guarded, run_stage
 
 KEYS = ("source", "domain", "difficulty", "level", "first", "count")
 Span = tuple[float, float]
@@ -132,28 +133,52 @@ def select(
     *,
     seed: int = 0,
     first: bool = False,
+    levels: str | Path | None = None,
     on_error: str = "error",
     overwrite: bool = False,
 ) -> Account:
     """Keeps each row that a rule takes, in the order of the inputs; a row belongs to the first rule that takes it. Of
-    more rows than a rule's count, a sample by the seed is kept, or with `first` the first ones.
+    more rows than a rule's count, a sample by the seed is kept, or with `first` the first ones. levels: problems with
+    levels, for rows of the same question that have none (NuminaMath's copy of MATH does not publish them).
 
     Raises `UserError` for a rule that cannot be read, and for one that takes no row.
     """
     parsed = [parse_rule(text) for text in rules]
-    settings = {"rules": rules, "seed": seed, "first": first}
+    settings = {"rules": rules, "seed": seed, "first": first, "levels": fingerprint(Path(levels)) if levels else None}
     stage = Stage("select", inputs, out, settings, on_error=on_error)
 
     def work(stage: Stage) -> None:
         with tempfile.TemporaryFile(dir=stage.out.parent) as spool:
-            _match(stage, parsed, spool)
+            _match(stage, parsed, _levels(Path(levels)) if levels else {}, spool)
             wanted = [_kept(rule, random.Random(f"{seed} {i}"), first) for i, rule in enumerate(parsed)]
             _write(stage, parsed, wanted, spool)
 
     return run_stage(stage, work, overwrite=overwrite)
 
 
-def _match(stage: Stage, rules: list[Rule], spool: BinaryIO) -> None:
+def _levels(path: Path) -> dict[str, Any]:
+    """Question to level. Raises `UserError` where no row has one."""
+    found = {}
+    for raw in read_rows(path):
+        try:
+            row = raw.parse()
+            check_problem(row)
+        except (Unreadable, Malformed, AttributeError):
+            raise UserError(
+                f"{raw.where}: is no problem, so --levels cannot use it; make it by `prep import`"
+            ) from None
+        if (level := row.get("provenance", {}).get("level")) is not None:
+            found[_question(row)] = level
+    if not found:
+        raise UserError(f"{path}: no row has a level, so --levels cannot use it; import MATH as it is published")
+    return found
+
+
+def _question(row: Row) -> str:
+    return "".join(row["prompt"].split())
+
+
+def _match(stage: Stage, rules: list[Rule], levels: dict[str, Any], spool: BinaryIO) -> None:
     """Drops what no rule takes. The others are spooled, for which of them a sample holds is known only at the end."""
     place = 0
     for where, row in stage.rows():
@@ -162,23 +187,28 @@ def _match(stage: Stage, rules: list[Rule], spool: BinaryIO) -> None:
         except Malformed as error:
             stage.drop(row, "malformed", str(error), where)
             continue
+        provenance = row.get("provenance", {})
+        if levels and provenance.get("level") is None and (level := levels.get(_question(row))) is not None:
+            row["provenance"] = {**provenance, "level": level}
         # All rules see every row: each counts the rows of a source.
         found = [rule.match(row) for rule in rules]
+        for rule, label in zip(rules, found):
+            rule.unlabelled += isinstance(label, str)
         if True in found:
             rule = rules[found.index(True)]
             rule.taken.append(place)
             spool.write(dumps([where, found.index(True), row]))
             place += 1
         elif labels := [label for label in found if label]:
-            for rule, label in zip(rules, found):
-                rule.unlabelled += bool(label)
             stage.drop(row, "unlabelled", f"no {labels[0]}", where)
         else:
             stage.drop(row, "not_selected", "no rule takes it", where)
     for rule in rules:
         if not rule.taken:
             lacking = f"; {rule.unlabelled:,} rows lack the label that it asks for" if rule.unlabelled else ""
-            raise UserError(f"--rule {rule.text!r}: takes no row of the inputs{lacking}; mend or leave out the rule")
+            raise UserError(
+                f"--rule {rule.text!r}: takes no row that the rules before it leave{lacking}; mend or omit the rule"
+            )
 
 
 def _kept(rule: Rule, rng: random.Random, first: bool) -> set[int]:
@@ -224,6 +254,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample that a count takes")
     parser.add_argument("--first", action="store_true", help="a count takes the first rows, and no sample")
+    parser.add_argument("--levels", help="problems with levels (MATH), for rows of the same question without one")
     parser.set_defaults(run=run)
 
 
@@ -235,6 +266,7 @@ def run(args: argparse.Namespace) -> int:
             args.rule,
             seed=args.seed,
             first=args.first,
+            levels=args.levels,
             on_error=args.on_error,
             overwrite=args.overwrite,
         )
