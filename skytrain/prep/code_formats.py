@@ -35,7 +35,7 @@ def pairs(inputs: list[Any], outputs: list[Any], fn_name: Any) -> Pairs | None:
 
 def apps(row: Row) -> Row:
     return problem(
-        id=row.get("problem_id"),
+        id=row.get("id") if row.get("problem_id") is None else row["problem_id"],
         source="apps",
         **_with_input_output(row),
         level=row.get("difficulty"),

@@ -105,19 +105,23 @@ def math(row: Row) -> Row:
 
 
 def still2(row: Row) -> Row:
-    """`response` of its provenance is the published thoughts and solution, which the recipe takes as they are."""
+    """`response` of its provenance is the published thoughts and solution, which the recipe takes as they are. Many
+    rows of science end without a short answer; their gold is the whole solution, and `gold_is` says so."""
     prompt, response = text(row, "question"), text(row, "combined_text")
     subject = row.get("domain")
     domain = domain_of(subject) if subject is not None else "other"
+    solution = (solution_of(response) or "").strip() or None
     gold = (optional_text(row, "answer") or optional_text(row, "gold") or answer_of(response) or "").strip()
+    whole = domain == "other" and not gold
     if domain != "code" and (letter := choice_gold(prompt, gold)):
         gold, domain = letter, "choice"
     return problem(
         source=f"still2_{str(subject or 'other').strip().casefold()}",
         domain=domain,
         prompt=prompt,
-        gold=None if domain == "code" else gold,
-        solution=(solution_of(response) or "").strip() or None,
+        gold=None if domain == "code" else solution if whole else gold,
+        solution=solution,
+        gold_is="solution" if whole else None,
         response=response,
     )
 
@@ -149,7 +153,7 @@ def plain(row: Row) -> Row:
         prompt, gold = _with_choices(prompt, choices, gold)
     source = _plain_source(left)
     given = left.pop("domain", None)
-    domain = domain_of(given) if given is not None else "code" if tests else "choice" if choices else "other"
+    domain = "choice" if choices else domain_of(given) if given is not None else "code" if tests else "other"
     difficulty, level = difficulty_of(left.pop("difficulty", None))
     origin = left.pop("provenance", None)
     if not isinstance(origin, dict | None):
@@ -221,15 +225,19 @@ class Form(NamedTuple):
     without: tuple[str, ...] = ()
     pool: Callable[[Row], Any] = lambda row: None
     """What tells the sources apart that rows of one file come from."""
+    one_of: tuple[str, ...] = ()
+    """At least one of these besides, where there are any."""
 
 
+# What TACO has and APPS has not; the files of APPS call the id of a problem `id`, and its loader `problem_id`.
+_TACO = ("tags", "raw_tags", "skill_types", "source", "name")
 FORMS = {
     "numina": Form(
         numina, ("problem", "solution", "source"), ("answer", "gold", "prompt", "level"), lambda row: row.get("source")
     ),
     "math": Form(math, ("problem", "solution", "level"), ("source", "gold")),
-    "apps": Form(code_formats.apps, ("problem_id", "question", "solutions", "input_output")),
-    "taco": Form(code_formats.taco, ("question", "solutions", "input_output"), ("problem_id",)),
+    "apps": Form(code_formats.apps, ("question", "solutions", "input_output"), _TACO),
+    "taco": Form(code_formats.taco, ("question", "solutions", "input_output"), ("problem_id",), one_of=_TACO),
     "still2": Form(still2, ("question", "combined_text"), (), lambda row: row.get("domain")),
     "livecodebench": Form(code_formats.livecodebench, ("question_content", "public_test_cases")),
     "humaneval": Form(code_formats.humaneval, ("task_id", "prompt", "test", "entry_point")),
@@ -243,7 +251,10 @@ def told_by(row: Row) -> list[str]:
     found = [
         name
         for name, form in FORMS.items()
-        if form.fields and all(key in row for key in form.fields) and not any(key in row for key in form.without)
+        if form.fields
+        and all(key in row for key in form.fields)
+        and not any(key in row for key in form.without)
+        and (not form.one_of or any(key in row for key in form.one_of))
     ]
     # The fields of GSM8K are those of anything with answers.
     if "gsm8k" in found and not re.search(r"(?m)^#### ", str(row.get("answer"))):
