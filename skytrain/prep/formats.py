@@ -236,7 +236,7 @@ FORMS = {
         numina, ("problem", "solution", "source"), ("answer", "gold", "prompt", "level"), lambda row: row.get("source")
     ),
     "math": Form(math, ("problem", "solution", "level"), ("source", "gold")),
-    "apps": Form(code_formats.apps, ("question", "solutions", "input_output"), _TACO),
+    "apps": Form(code_formats.apps, ("question", "solutions", "input_output")),
     "taco": Form(code_formats.taco, ("question", "solutions", "input_output"), ("problem_id",), one_of=_TACO),
     "still2": Form(still2, ("question", "combined_text"), (), lambda row: row.get("domain")),
     "livecodebench": Form(code_formats.livecodebench, ("question_content", "public_test_cases")),
@@ -256,6 +256,8 @@ def told_by(row: Row) -> list[str]:
         and not any(key in row for key in form.without)
         and (not form.one_of or any(key in row for key in form.one_of))
     ]
+    if "taco" in found and "apps" in found:
+        found.remove("apps")
     # The fields of GSM8K are those of anything with answers.
     if "gsm8k" in found and not re.search(r"(?m)^#### ", str(row.get("answer"))):
         found.remove("gsm8k")
