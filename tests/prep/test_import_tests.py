@@ -197,3 +197,19 @@ def test_tests_in_a_file_are_found_from_another_folder(tmp_path):
     next((tmp_path / "problems.tests").iterdir()).unlink()
     account = import_problems([tmp_path / "problems.jsonl"], tmp_path / "third.jsonl")
     assert account.dropped == {"malformed": 1}
+
+
+def test_a_fuzz_of_encoded_tests(tmp_path):
+    rng, rows = random.Random(4), []
+    tests = json.dumps([stdin(f"{i}\n", "é" * i) for i in range(8)], ensure_ascii=False)
+    for i in range(600):
+        data = bytearray(pickle.dumps(tests, i % 6))
+        packed = i % 3 == 0
+        data = bytearray(zlib.compress(data)) if packed else data
+        for _ in range(rng.randint(1, 3)):
+            at = rng.choice((rng.randrange(12), rng.randrange(len(data))))
+            data[at : at + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 2))
+        rows.append(live([], base64.b64encode(bytes(data) if packed else zlib.compress(data)).decode()))
+    problems, drops = imported(tmp_path, live([stdin("1", "2")], ""), *rows)
+    assert len(problems) + len(drops) == 601 and len(drops) > 300
+    assert {drop["reason"] for drop in drops} <= {"malformed", "no_tests"}
