@@ -72,7 +72,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
             if start.startswith(b"PAR1"):
                 yield from _parquet(name, file)
             elif start.removeprefix(BOM).lstrip()[:1] == b"[":
-                yield from _array(name, file)
+                yield from read_array(name, file)
             else:
                 yield from _lines(name, file)
     except OSError as error:
@@ -98,9 +98,11 @@ class _Array:
         self._twice: list[str] = []
         self._text, self._at, self._ended = "", 0, False
         self._line, self._counted = 1, 0
-        self.bytes_read = file.seek(len(BOM) if file.read(len(BOM)) == BOM else 0)
-        self._next()
-        self._at += 1  # the bracket that told that this is an array
+        start = file.read(len(BOM))
+        self._text = "" if start == BOM else self._decoder.decode(start)
+        self.bytes_read = len(start)
+        self.opened = self._next() == "["
+        self._at += 1
 
     def advance(self, number: int) -> bool:
         """Moves to the element of this number, from 1; False behind the last one. Raises `Unreadable`."""
@@ -168,10 +170,13 @@ class _Array:
         self._text += self._decoder.decode(raw, self._ended)
 
 
-def _array(name: str, file: BinaryIO) -> Iterator[RawRow]:
+def read_array(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    """The elements of a JSON array that begins where the file stands, which need not be able to seek."""
     array, read, last = _Array(file), 0, False
     for number in count(1):
         try:
+            if not array.opened:
+                raise Unreadable("not a JSON array")
             if not array.advance(number):
                 return
             line = array.line()

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date, time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,9 @@ from skytrain.files import open_regular
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
 
 FORMAT = 1
+LONGEST_INTEGER = 100_000
+"""Digits of a whole number in a row, while a stage runs: tests of programs hold more of them than Python's own limit of
+4,300, which is there because reading them takes time with the square of their number."""
 Row = dict[str, Any]
 
 
@@ -130,6 +134,8 @@ class Stage:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for path in (self.out, self.dropped_out):
             self._files.append(_locked(partial(path)))
+        self._digits = sys.get_int_max_str_digits()
+        sys.set_int_max_str_digits(LONGEST_INTEGER)
         return self
 
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -163,6 +169,7 @@ class Stage:
         if not isinstance(row, dict):
             raise Unreadable(f"a row is an object, not {type(row).__name__}")
         try:
+            row = _without_times(row)
             # NaN and half a surrogate pair are read, and cannot be written again.
             dumps(row)
             if self._check is not None:
@@ -184,6 +191,7 @@ class Stage:
         self._files[1].write(dumps({**told, "row": relative_tests(row, self.out.parent)}))
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
+        sys.set_int_max_str_digits(self._digits)
         paths = (self.out, self.dropped_out)
         if kind is not None:
             for path, file in zip(paths, self._files):
@@ -274,6 +282,11 @@ def dumps(row: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
+def _without_times(row: Row) -> Row:
+    """Times and dates of Parquet as the text that JSON files of the same rows have for them."""
+    return {key: value.isoformat() if isinstance(value, date | time) else value for key, value in row.items()}
+
+
 def absolute_tests(row: Row, folder: Path) -> Row:
     """Tests too large for a row stand in a file (`{"file": ...}`), named from the folder of the file of rows."""
     tests = row.get("tests")
@@ -307,9 +320,9 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
+def add_stage_arguments(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     """INPUT..., --out, --on-error and --overwrite, which every stage has."""
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
+    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
     parser.add_argument("--out", required=True, help="file of JSON lines to write")
     parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
     parser.add_argument("--overwrite", action="store_true", help="replace an --out of other inputs or settings")
