@@ -1,0 +1,370 @@
+"""Finds copies of evaluation items in training prompts and responses.
+
+An item is copied where, in a prompt,
+
+- all of it stands, word for word (`terms`: typography does not matter); or
+- runs of n words that it shares with the prompt cover half of it, where n = 13 as in GPT-3 (Brown et al. 2020,
+  appendix C); words in runs that many items or many prompts have (instructions, set phrases) count on neither side; or
+- C = |S(item) & S(window)| / |S(item)| >= 0.8, the containment of Broder (1997), where S are the pairs of neighbouring
+  words and the window is twice as long as the item. Numbers are words.
+
+In a response, only all of an item is a copy. A prompt that is an item but for its numbers is of the same template: it
+is no copy, and is told.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skytrain.errors import UserError
+from skytrain.prep.rows import Unreadable, read_rows
+from skytrain.prep.texts import OPERATORS, count_words, digest, is_number, terms, words
+
+TEXT_KEYS = ("prompt", "problem", "question", "question_content")
+FEW_ITEMS = 3
+"""A run of words in more items than these is a set phrase."""
+FEW_PROMPTS, FEW_PROMPTS_SHARE = 5, 0.001
+"""So is one in more different prompts than both of these: copies of one item are rarer."""
+PHRASE_PROMPTS, PHRASE_SHARE = 20, 0.01
+"""A short item that stands inside more different prompts than both of these is a phrase that everybody uses."""
+INSIDE_PROMPT, INSIDE_RESPONSE, INSIDE_DISTINCT = 5, 6, 4
+"""Words of an item (and different ones) from which it is recognised amid other text. Han characters are half a word."""
+NEAR_TERMS = 10
+"""In shorter items one word changes the question."""
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_NUMBER = hash("0")
+_SENTENCE_END = re.compile(r"\n+|(?<=[.?!:])\s+|(?<=[。？！：])")
+
+
+@dataclass(eq=False)
+class Item:
+    file: str
+    number: int
+    terms: list[str]
+    words: list[str]
+    values: np.ndarray = field(init=False)
+    masked: np.ndarray = field(init=False)
+    own: np.ndarray = field(init=False)
+    """For each term, whether it is outside of all set phrases."""
+    phrase: bool = False
+
+    def __post_init__(self) -> None:
+        self.values, self.masked = hashed(self.terms), hashed(self.terms, masked=True)
+        self.own = np.ones(len(self.terms), bool)
+
+    @property
+    def name(self) -> str:
+        return f"{self.file} item {self.number}"
+
+    def inside(self, least: int) -> bool:
+        """Whether it can be recognised amid other text."""
+        spoken = [term for term in self.terms if term[-1].isalnum()]
+        weight = len(spoken) - sum(len(term) == 1 and count_words(term) > 1 for term in spoken) / 2
+        return weight >= least and len(set(self.terms)) >= INSIDE_DISTINCT
+
+
+@dataclass(frozen=True)
+class Match:
+    item: Item
+    measure: str
+
+    def __str__(self) -> str:
+        return f"{self.item.name}: {self.measure}"
+
+
+def hashed(parts: list[str], masked: bool = False) -> np.ndarray:
+    """[len(parts)] 64-bit hashes; masked: all numbers alike."""
+    values = [_NUMBER if masked and is_number(part) else hash(part) for part in parts]
+    return np.array(values, np.int64).view(np.uint64)
+
+
+def windows(values: np.ndarray, n: int) -> np.ndarray:
+    """[len(values) - n + 1] hashes of all runs of n values (none where there are fewer)."""
+    count = max(0, len(values) - n + 1)
+    total = np.zeros(count, np.uint64)
+    for k in range(n):
+        total = total * _BASE + values[k : k + count]
+    return total
+
+
+class Lookup:
+    """Many payloads for a 64-bit key."""
+
+    def __init__(self, keys: np.ndarray):
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def find(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(index of the query, index of the key) for all that are equal."""
+        if not len(self._keys) or not len(queries):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        left = np.searchsorted(self._keys, queries)
+        hits = np.flatnonzero(self._keys[np.minimum(left, len(self._keys) - 1)] == queries)
+        counts = np.searchsorted(self._keys, queries[hits], "right") - left[hits]
+        firsts = np.repeat(left[hits] - np.cumsum(counts) + counts, counts)
+        return np.repeat(hits, counts), self._order[firsts + np.arange(counts.sum())]
+
+
+class Sequences:
+    """Finds whole sequences inside longer ones. Each is looked up by its rarest run of at most n values."""
+
+    def __init__(self, sequences: list[np.ndarray], n: int):
+        self._sequences = sequences
+        runs = [windows(values, min(n, len(values))) for values in sequences]
+        rarity = Counter(key for run in runs for key in set(run.tolist()))
+        self._at = [min(range(len(run)), key=lambda i: rarity[int(run[i])]) for run in runs]
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, values in enumerate(sequences):
+            by_length[min(n, len(values))].append(i)
+        self._lookups = {
+            length: (Lookup(np.array([runs[i][self._at[i]] for i in members], np.uint64)), members)
+            for length, members in by_length.items()
+        }
+
+    def find(self, values: np.ndarray) -> Iterator[tuple[int, int]]:
+        """(which sequence, where it starts)"""
+        for length, (lookup, members) in self._lookups.items():
+            for place, key in zip(*lookup.find(windows(values, length))):
+                i = members[key]
+                start, sequence = int(place) - self._at[i], self._sequences[i]
+                if start >= 0 and np.array_equal(values[start : start + len(sequence)], sequence):
+                    yield i, start
+
+
+class EvaluationSets:
+    """Usage: `count` every training prompt, `settle`, then `check` rows."""
+
+    def __init__(self, paths: list[str | Path], *, ngram: int = 13, coverage: float = 0.5, similarity: float = 0.8):
+        """similarity 0: near copies are not looked for. Raises `UserError` for files that hold no items."""
+        self._n, self._coverage, self._similarity = ngram, coverage, similarity
+        self.items = _different(item for path in paths for item in read_items(path))
+        grams = [windows(item.values, ngram) for item in self.items]
+        self._keys, self._gram = np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]), return_inverse=True)
+        self._gram_item = np.repeat(np.arange(len(grams)), [len(gram) for gram in grams])
+        self._gram_at = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(gram)) for gram in grams)])
+        self._grams = Lookup(self._keys[self._gram])
+        self._distinct = Lookup(self._keys)
+        self._in_prompts = np.zeros(len(self._keys), np.int64)
+        self._seen: set[bytes] = set()
+        self._inside_prompts: Counter[int] = Counter()
+        self._index_wholes()
+
+    def _index_wholes(self) -> None:
+        self._wholes = [item for item in self.items if item.inside(INSIDE_PROMPT)]
+        self._whole = Sequences([item.masked for item in self._wholes], self._n)
+        self._tiny: dict[bytes, list[Item]] = defaultdict(list)
+        for item in self.items:
+            if not item.inside(INSIDE_PROMPT):
+                self._tiny[item.masked.tobytes()].append(item)
+        self._spoken = [item for item in self.items if item.inside(INSIDE_RESPONSE) and len(item.words) >= 4]
+        self._in_response = Sequences([hashed(item.words) for item in self._spoken], self._n)
+
+    def count(self, text: str) -> None:
+        """Takes note of which runs of words this training prompt has."""
+        said = terms(text)
+        key = digest(said)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        values = hashed(said)
+        self._in_prompts[np.unique(self._distinct.find(windows(values, self._n))[1])] += 1
+        for i in {i for i, start in self._whole.find(hashed(said, masked=True)) if self._equal(i, values, start)}:
+            self._inside_prompts[i] += len(self._wholes[i].terms) < len(said)
+
+    def _equal(self, i: int, values: np.ndarray, start: int) -> bool:
+        own = self._wholes[i].values
+        return np.array_equal(values[start : start + len(own)], own)
+
+    def settle(self) -> None:
+        """Decides what is a set phrase, from the items and the prompts counted so far."""
+        pairs = np.unique(np.stack([self._gram, self._gram_item]), axis=1)
+        in_items = np.bincount(pairs[0], minlength=len(self._keys))
+        prompts = len(self._seen)
+        common = (in_items > FEW_ITEMS) | ((in_items > 1) & (in_items > len(self.items) / 2))
+        common |= self._in_prompts > max(FEW_PROMPTS, FEW_PROMPTS_SHARE * prompts)
+        for entry in np.flatnonzero(common[self._gram]):
+            at = self._gram_at[entry]
+            self.items[self._gram_item[entry]].own[at : at + self._n] = False
+        for i, item in enumerate(self._wholes):
+            often = self._inside_prompts[i] > max(PHRASE_PROMPTS, PHRASE_SHARE * prompts)
+            item.phrase = often and len(item.terms) < self._n
+        self._index_pairs()
+
+    def _index_pairs(self) -> None:
+        self._near = [item for item in self.items if self._similarity and item.own.sum() >= NEAR_TERMS]
+        self._pairs = [_pairs(item) for item in self._near]
+        frequency = Counter(pair for pairs in self._pairs for pair in pairs)
+        keys, self._pair_item = [], []
+        for i, pairs in enumerate(self._pairs):
+            # A window that has a share t of the pairs has one of any (1 - t) of them and one more: the rarest will do.
+            rarest = sorted(pairs, key=lambda pair: (frequency[pair], pair))
+            rarest = rarest[: int((1 - self._similarity) * len(pairs) + 1e-9) + 1]
+            keys += rarest
+            self._pair_item += [i] * len(rarest)
+        self._pair_lookup = Lookup(np.array(keys, np.uint64))
+
+    def check(self, prompts: list[str], response: str) -> tuple[Match | None, Match | None]:
+        """(a copy, else an item of the same template)"""
+        template = None
+        for text in prompts:
+            copy, same = self._check_prompt(text)
+            if copy is not None:
+                return copy, None
+            template = template or same
+        said = hashed(words(response))
+        for i, _ in self._in_response.find(said):
+            if not self._spoken[i].phrase:
+                return Match(self._spoken[i], "all of it stands in the response"), None
+        return None, template
+
+    def _check_prompt(self, text: str) -> tuple[Match | None, Match | None]:
+        said = terms(text)
+        values, masked = hashed(said), hashed(said, masked=True)
+        templates: dict[Item, None] = {}
+        for i, start in self._whole.find(masked):
+            item = self._wholes[i]
+            if not self._equal(i, values, start):
+                templates[item] = None
+            elif not item.phrase or len(item.terms) == len(said):
+                return Match(item, "all of it stands in the prompt"), None
+        copy = self._tiny_copy(text, values, masked, templates)
+        copy = copy or self._covered(values, templates) or self._similar(said, values, templates)
+        template = next((Match(item, "the same but for its numbers") for item in templates), None)
+        return copy, template
+
+    def _tiny_copy(self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[Item, None]) -> Match | None:
+        """Items too short to be found amid words are found as a whole prompt, or as a sentence or line of it."""
+        if not self._tiny:
+            return None
+        for item in self._tiny.get(masked.tobytes(), []):
+            if np.array_equal(item.values, values):
+                return Match(item, "it is the prompt")
+            templates[item] = None
+        for sentence in _SENTENCE_END.split(text):
+            said = terms(sentence)
+            if len(said) < 4 and not (len(said) == 3 and any(is_number(t) or t in OPERATORS for t in said)):
+                continue
+            for item in self._tiny.get(hashed(said, masked=True).tobytes(), []):
+                if item.terms == said:
+                    return Match(item, "it is a sentence of the prompt")
+        return None
+
+    def _covered(self, values: np.ndarray, templates: dict[Item, None]) -> Match | None:
+        covered: dict[int, np.ndarray] = {}
+        for entry in self._grams.find(windows(values, self._n))[1]:
+            i, at = int(self._gram_item[entry]), self._gram_at[entry]
+            if i not in covered:
+                covered[i] = np.zeros(len(self.items[i].terms), bool)
+            covered[i][at : at + self._n] = True
+        for i, places in covered.items():
+            item = self.items[i]
+            own = int(item.own.sum())
+            share = int((places & item.own).sum()) / max(1, own)
+            # Few words of its own beside set phrases are like a short item: all of them are needed.
+            if own and item not in templates and share >= (self._coverage if own >= self._n else 1):
+                return Match(item, f"runs of {self._n} words cover {share:.0%} of it")
+        return None
+
+    def _similar(self, said: list[str], values: np.ndarray, templates: dict[Item, None]) -> Match | None:
+        pairs = windows(values, 2)
+        candidates = {self._pair_item[key] for key in self._pair_lookup.find(pairs)[1]}
+        for i in sorted(candidates):
+            item = self._near[i]
+            if item in templates:
+                continue
+            share, start = _containment(pairs.tolist(), self._pairs[i], 2 * len(item.terms))
+            if share < self._similarity:
+                continue
+            window = said[start : start + 2 * len(item.terms) + 1]
+            numbers = Counter(term for term, own in zip(item.terms, item.own) if own and is_number(term))
+            if numbers - Counter(filter(is_number, window)):
+                templates[item] = None
+            else:
+                return Match(item, f"containment of its word pairs {share:.2f}")
+        return None
+
+
+def _pairs(item: Item) -> frozenset[int]:
+    return frozenset(windows(item.values, 2)[item.own[1:] & item.own[:-1]].tolist())
+
+
+def _containment(said: list[int], wanted: frozenset[int], width: int) -> tuple[float, int]:
+    """(the largest share of `wanted` that stands in a window of the width, where that window starts)"""
+    places = [i for i, pair in enumerate(said) if pair in wanted]
+    if not wanted or not places:
+        return 0.0, 0
+    inside: Counter[int] = Counter()
+    best, best_start, first = 0, 0, 0
+    for place in places:
+        inside[said[place]] += 1
+        while places[first] <= place - width:
+            inside[said[places[first]]] -= 1
+            if not inside[said[places[first]]]:
+                del inside[said[places[first]]]
+            first += 1
+        if len(inside) > best:
+            best, best_start = len(inside), places[first]
+    return best / len(wanted), best_start
+
+
+def read_items(path: str | Path) -> list[Item]:
+    """Of rows with a prompt, problem or question. Raises `UserError`."""
+    found: list[tuple[int, str]] = []
+    for raw in read_rows(path):
+        try:
+            row = raw.parse()
+        except Unreadable as error:
+            raise UserError(f"{raw.where}: {error}; mend the evaluation set") from None
+        text = _item_text(row)
+        if text is None:
+            raise UserError(f"{raw.where}: an item of an evaluation set needs text in prompt, problem or question")
+        found.append((raw.number, text))
+    if not found:
+        raise UserError(f"{path}: holds no items; name an evaluation set")
+    items = [Item(Path(path).name, number, terms(text), words(text)) for number, text in found]
+    return [item for item in _unwrapped(items) if item.terms]
+
+
+def _item_text(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return None
+    lower = {key.lower(): value for key, value in row.items()}
+    return next((lower[key] for key in TEXT_KEYS if isinstance(lower.get(key), str) and lower[key].strip()), None)
+
+
+def _unwrapped(items: list[Item]) -> list[Item]:
+    """Without the instructions that stand before or behind every item of a file."""
+    if len({tuple(item.terms) for item in items}) < 2:
+        return items
+    before = len(os.path.commonprefix([item.terms for item in items]))
+    behind = len(os.path.commonprefix([item.terms[::-1] for item in items]))
+    said_before = len(os.path.commonprefix([item.words for item in items]))
+    said_behind = len(os.path.commonprefix([item.words[::-1] for item in items]))
+    if before + behind < INSIDE_PROMPT:
+        return items
+    bare = [
+        Item(item.file, item.number, _middle(item.terms, before, behind), _middle(item.words, said_before, said_behind))
+        for item in items
+    ]
+    return [new if new.inside(INSIDE_PROMPT) else item for new, item in zip(bare, items)]
+
+
+def _middle(parts: list[str], before: int, behind: int) -> list[str]:
+    return parts[before : len(parts) - behind]
+
+
+def _different(items: Iterator[Item]) -> list[Item]:
+    """The first of those with equal words: an item in two sets is no set phrase."""
+    first: dict[bytes, Item] = {}
+    for item in items:
+        first.setdefault(digest(item.terms), item)
+    return list(first.values())
