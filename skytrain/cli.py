@@ -7,6 +7,7 @@ import argparse
 from skytrain import __version__, export_command, verify_command
 from skytrain.errors import exit_on_user_error
 from skytrain.plan import command as plan_command
+from skytrain.prep import filter as prep_filter
 from skytrain.prep import tokenize
 
 
@@ -16,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
+    prep_filter.register(stages)
     tokenize.register(stages)
     plan_command.register(commands)
     export_command.register(commands)

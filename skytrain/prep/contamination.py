@@ -14,7 +14,6 @@ is no copy, and is told.
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -241,7 +240,9 @@ class EvaluationSets:
         template = next((Match(item, "the same but for its numbers") for item in templates), None)
         return copy, template
 
-    def _tiny_copy(self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[Item, None]) -> Match | None:
+    def _tiny_copy(
+        self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[Item, None]
+    ) -> Match | None:
         """Items too short to be found amid words are found as a whole prompt, or as a sentence or line of it."""
         if not self._tiny:
             return None
@@ -345,17 +346,23 @@ def _unwrapped(items: list[Item]) -> list[Item]:
     """Without the instructions that stand before or behind every item of a file."""
     if len({tuple(item.terms) for item in items}) < 2:
         return items
-    before = len(os.path.commonprefix([item.terms for item in items]))
-    behind = len(os.path.commonprefix([item.terms[::-1] for item in items]))
-    said_before = len(os.path.commonprefix([item.words for item in items]))
-    said_behind = len(os.path.commonprefix([item.words[::-1] for item in items]))
-    if before + behind < INSIDE_PROMPT:
+    ends = [_shared_ends([item.terms for item in items]), _shared_ends([item.words for item in items])]
+    if sum(ends[0]) < INSIDE_PROMPT:
         return items
     bare = [
-        Item(item.file, item.number, _middle(item.terms, before, behind), _middle(item.words, said_before, said_behind))
-        for item in items
+        Item(item.file, item.number, _middle(item.terms, *ends[0]), _middle(item.words, *ends[1])) for item in items
     ]
     return [new if new.inside(INSIDE_PROMPT) else item for new, item in zip(bare, items)]
+
+
+def _shared_ends(lists: list[list[str]]) -> tuple[int, int]:
+    """How many parts all lists have in common at the start and, of the rest of each, at the end."""
+    before = _shared_start(lists)
+    return before, _shared_start([parts[: before - 1 if before else None : -1] for parts in lists])
+
+
+def _shared_start(lists: list[list[str]]) -> int:
+    return next((i for i, column in enumerate(zip(*lists)) if len(set(column)) > 1), min(map(len, lists)))
 
 
 def _middle(parts: list[str], before: int, behind: int) -> list[str]:

@@ -25,8 +25,10 @@ _SCRIPTS = {
 }  # fmt: skip
 _LANGUAGES = {
     "han": "chinese mandarin cantonese kanji hanzi japanese", "kana": "japanese hiragana katakana kanji",
-    "hangul": "korean hangul", "cyrillic": "russian ukrainian bulgarian serbian macedonian belarusian kazakh cyrillic",
-    "arabic": "arabic persian farsi urdu pashto", "hebrew": "hebrew yiddish", "devanagari": "hindi sanskrit marathi nepali",
+    "hangul": "korean hangul",
+    "cyrillic": "russian ukrainian bulgarian serbian macedonian belarusian kazakh cyrillic",
+    "arabic": "arabic persian farsi urdu pashto",
+    "hebrew": "hebrew yiddish", "devanagari": "hindi sanskrit marathi nepali",
     "thai": "thai", "bengali": "bengali bangla", "tamil": "tamil", "telugu": "telugu", "georgian": "georgian",
     "armenian": "armenian", "ethiopic": "amharic ethiopic",
 }  # fmt: skip
@@ -40,8 +42,8 @@ _PROSE = re.compile(rf"[^\W\d_]{{2}}|[{HAN_LIKE}]")
 
 @lru_cache(4096)
 def script(letter: str) -> str | None:
-    """The script of a language that is not written in Latin letters; None for those, and for Greek ones and signs, which
-    are mathematics."""
+    """The script of a language that is not written in Latin letters; None for those, and for Greek ones and signs,
+    which are mathematics."""
     name = unicodedata.name(letter, "")
     if name.startswith(("HALFWIDTH ", "FULLWIDTH ")):
         name = name.split(" ", 1)[1]
@@ -100,15 +102,16 @@ def loop(text: str, *, words: int, repeats: int) -> str | None:
 
     A loop is a stretch of tokens (words, signs) that equals itself moved by its phrase's length p. It is one too many
     where the phrase has three different words and stands there `repeats` times; or where the stretch is at least
-    `words` tokens long and the phrase stands there three times. A phrase of numbers and signs alone may go on for ten
-    times as long.
+    `words` tokens long and the phrase stands there three times. A phrase of numbers and signs, as in tables, may go on
+    for ten times as long.
     """
     said = _TOKEN.findall(text.lower())
     for start, period, length in _stretches(said):
         phrase = said[start : start + period]
-        different = len({token for token in phrase if _PROSE.match(token)})
-        enough = words if different else NUMBERS_FACTOR * words
-        if (different >= 3 and length >= repeats * period) or (length >= enough and length >= 3 * period):
+        spoken = [token for token in phrase if _PROSE.match(token)]
+        fluent, several = 2 * len(spoken) > period, len(set(spoken)) >= 3
+        enough = words if fluent or several else NUMBERS_FACTOR * words
+        if (fluent and several and length >= repeats * period) or (length >= enough and length >= 3 * period):
             return f"{length // period} times in a row: {' '.join(phrase)[:80]!r}"
     return None
 

@@ -32,7 +32,10 @@ _SIGNS = str.maketrans({
     "−": "-", "–": "-", "‐": "-", "‑": "-", "—": " ", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "⁄": "/",
     "⩽": "≤", "⩾": "≥", "º": "°", "…": " ", "∶": ":", "ς": "σ",
 })  # fmt: skip
-_NUMBER_WORDS = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), map(str, range(2, 13))))
+_NUMBER_WORDS = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12",
+}  # fmt: skip
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\*?\}(?:\{[lcr| ]*\})?")
@@ -51,7 +54,8 @@ _FACTORIAL = re.compile(r"(?<=[\w)])!(?=\s*[a-z=+*/^<>)\\!-])")
 # A minus that belongs to its number, so that -5 and 5 are the same but for a number.
 _NEGATIVE = re.compile(r"(?:(?<=[=(,\[{<>≤≥+*/^:])\s*|(?<=[^\W\d_]{2}\s))-\s?(?=\d)")
 _UNDERSCORES = re.compile(r"(?<=[^\W_])_+|_+(?=[^\W_])")
-_TOKEN = re.compile(rf"[{HAN_LIKE}]|(?:(?![{HAN_LIKE}])[^\W\d_])+|⁻?\d+(?:\.\d+)?|[^\s.,;:?'\"`’‘“”«»。，、；：？！…{{}}$\\]")
+_WORDS = rf"[{HAN_LIKE}]|(?:(?![{HAN_LIKE}])[^\W\d_])+|⁻?\d+(?:\.\d+)?"
+_TOKEN = re.compile(_WORDS + r"|[^\s.,;:?'\"`‘’“”«»。，、；：？！…{}$\\]")
 
 
 def tokens(text: str) -> list[str]:
