@@ -36,8 +36,8 @@ PHRASE_PROMPTS, PHRASE_SHARE = 20, 0.01
 """A short item that stands inside more different prompts than both of these is a phrase that everybody uses."""
 INSIDE_PROMPT, INSIDE_RESPONSE, INSIDE_DISTINCT = 5, 6, 4
 """Words of an item (and different ones) from which it is recognised amid other text. Han characters are half a word."""
-NEAR_TERMS = 10
-"""In shorter items one word changes the question."""
+NEAR_PAIRS = 9
+"""In items of fewer different pairs of words, one word changes the question."""
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _NUMBER = hash("0")
@@ -55,9 +55,12 @@ class Item:
     own: np.ndarray = field(init=False)
     """For each term, whether it is outside of all set phrases."""
     phrase: bool = False
+    family: bytes = field(init=False)
+    """Equal for items that are the same but for their numbers."""
 
     def __post_init__(self) -> None:
         self.values, self.masked = hashed(self.terms), hashed(self.terms, masked=True)
+        self.family = self.masked.tobytes()
         self.own = np.ones(len(self.terms), bool)
 
     @property
@@ -154,16 +157,18 @@ class EvaluationSets:
         self._distinct = Lookup(self._keys)
         self._in_prompts = np.zeros(len(self._keys), np.int64)
         self._seen: set[bytes] = set()
-        self._inside_prompts: Counter[int] = Counter()
+        self._inside_prompts: Counter[Item] = Counter()
         self._index_wholes()
 
     def _index_wholes(self) -> None:
-        self._wholes = [item for item in self.items if item.inside(INSIDE_PROMPT)]
-        self._whole = Sequences([item.masked for item in self._wholes], self._n)
-        self._tiny: dict[bytes, list[Item]] = defaultdict(list)
+        # A set may hold hundreds of items of one template: a prompt of it is looked up among them once.
+        self._families: dict[bytes, dict[bytes, Item]] = defaultdict(dict)
+        self._tiny: dict[bytes, dict[bytes, Item]] = defaultdict(dict)
         for item in self.items:
-            if not item.inside(INSIDE_PROMPT):
-                self._tiny[item.masked.tobytes()].append(item)
+            families = self._families if item.inside(INSIDE_PROMPT) else self._tiny
+            families[item.family][item.values.tobytes()] = item
+        self._members = list(self._families.values())
+        self._whole = Sequences([next(iter(members.values())).masked for members in self._members], self._n)
         self._spoken = [item for item in self.items if item.inside(INSIDE_RESPONSE) and len(item.words) >= 4]
         self._in_response = Sequences([hashed(item.words) for item in self._spoken], self._n)
 
@@ -176,12 +181,15 @@ class EvaluationSets:
         self._seen.add(key)
         values = hashed(said)
         self._in_prompts[np.unique(self._distinct.find(windows(values, self._n))[1])] += 1
-        for i in {i for i, start in self._whole.find(hashed(said, masked=True)) if self._equal(i, values, start)}:
-            self._inside_prompts[i] += len(self._wholes[i].terms) < len(said)
+        inside = {item for _, item in self._wholes(values, hashed(said, masked=True)) if item is not None}
+        self._inside_prompts.update(item for item in inside if len(item.terms) < len(said))
 
-    def _equal(self, i: int, values: np.ndarray, start: int) -> bool:
-        own = self._wholes[i].values
-        return np.array_equal(values[start : start + len(own)], own)
+    def _wholes(self, values: np.ndarray, masked: np.ndarray) -> Iterator[tuple[Item, Item | None]]:
+        """(one of the template, the item itself where its numbers stand there too) for templates in a text."""
+        for i, start in self._whole.find(masked):
+            members = self._members[i]
+            one = next(iter(members.values()))
+            yield one, members.get(values[start : start + len(one.terms)].tobytes())
 
     def settle(self) -> None:
         """Decides what is a set phrase, from the items and the prompts counted so far."""
@@ -193,14 +201,14 @@ class EvaluationSets:
         for entry in np.flatnonzero(common[self._gram]):
             at = self._gram_at[entry]
             self.items[self._gram_item[entry]].own[at : at + self._n] = False
-        for i, item in enumerate(self._wholes):
-            often = self._inside_prompts[i] > max(PHRASE_PROMPTS, PHRASE_SHARE * prompts)
-            item.phrase = often and len(item.terms) < self._n
+        for item, count in self._inside_prompts.items():
+            item.phrase = len(item.terms) < self._n and count > max(PHRASE_PROMPTS, PHRASE_SHARE * prompts)
         self._index_pairs()
 
     def _index_pairs(self) -> None:
-        self._near = [item for item in self.items if self._similarity and item.own.sum() >= NEAR_TERMS]
-        self._pairs = [_pairs(item) for item in self._near]
+        pairs = {item: _pairs(item) for item in self.items} if self._similarity else {}
+        self._near = [item for item, own in pairs.items() if len(own) >= NEAR_PAIRS]
+        self._pairs = [pairs[item] for item in self._near]
         frequency = Counter(pair for pairs in self._pairs for pair in pairs)
         keys, self._pair_item = [], []
         for i, pairs in enumerate(self._pairs):
@@ -228,38 +236,39 @@ class EvaluationSets:
     def _check_prompt(self, text: str) -> tuple[Match | None, Match | None]:
         said = terms(text)
         values, masked = hashed(said), hashed(said, masked=True)
-        templates: dict[Item, None] = {}
-        for i, start in self._whole.find(masked):
-            item = self._wholes[i]
-            if not self._equal(i, values, start):
-                templates[item] = None
+        templates: dict[bytes, Item] = {}
+        for one, item in self._wholes(values, masked):
+            if item is None:
+                templates[one.family] = one
             elif not item.phrase or len(item.terms) == len(said):
                 return Match(item, "all of it stands in the prompt"), None
         copy = self._tiny_copy(text, values, masked, templates)
         copy = copy or self._covered(values, templates) or self._similar(said, values, templates)
-        template = next((Match(item, "the same but for its numbers") for item in templates), None)
+        template = next((Match(item, "the same but for its numbers") for item in templates.values()), None)
         return copy, template
 
     def _tiny_copy(
-        self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[Item, None]
+        self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
     ) -> Match | None:
         """Items too short to be found amid words are found as a whole prompt, or as a sentence or line of it."""
         if not self._tiny:
             return None
-        for item in self._tiny.get(masked.tobytes(), []):
-            if np.array_equal(item.values, values):
-                return Match(item, "it is the prompt")
-            templates[item] = None
+        members = self._tiny.get(masked.tobytes(), {})
+        if values.tobytes() in members:
+            return Match(members[values.tobytes()], "it is the prompt")
+        if members:
+            templates[masked.tobytes()] = next(iter(members.values()))
         for sentence in _SENTENCE_END.split(text):
             said = terms(sentence)
             if len(said) < 4 and not (len(said) == 3 and any(is_number(t) or t in OPERATORS for t in said)):
                 continue
-            for item in self._tiny.get(hashed(said, masked=True).tobytes(), []):
-                if item.terms == said:
-                    return Match(item, "it is a sentence of the prompt")
+            members = self._tiny.get(hashed(said, masked=True).tobytes(), {})
+            item = members.get(hashed(said).tobytes())
+            if item is not None:
+                return Match(item, "it is a sentence of the prompt")
         return None
 
-    def _covered(self, values: np.ndarray, templates: dict[Item, None]) -> Match | None:
+    def _covered(self, values: np.ndarray, templates: dict[bytes, Item]) -> Match | None:
         covered: dict[int, np.ndarray] = {}
         for entry in self._grams.find(windows(values, self._n))[1]:
             i, at = int(self._gram_item[entry]), self._gram_at[entry]
@@ -271,24 +280,25 @@ class EvaluationSets:
             own = int(item.own.sum())
             share = int((places & item.own).sum()) / max(1, own)
             # Few words of its own beside set phrases are like a short item: all of them are needed.
-            if own and item not in templates and share >= (self._coverage if own >= self._n else 1):
+            if own and item.family not in templates and share >= (self._coverage if own >= self._n else 1):
                 return Match(item, f"runs of {self._n} words cover {share:.0%} of it")
         return None
 
-    def _similar(self, said: list[str], values: np.ndarray, templates: dict[Item, None]) -> Match | None:
+    def _similar(self, said: list[str], values: np.ndarray, templates: dict[bytes, Item]) -> Match | None:
         pairs = windows(values, 2)
         candidates = {self._pair_item[key] for key in self._pair_lookup.find(pairs)[1]}
+        different = set(pairs.tolist())
         for i in sorted(candidates):
-            item = self._near[i]
-            if item in templates:
+            item, wanted = self._near[i], self._pairs[i]
+            if item.family in templates or len(wanted & different) < self._similarity * len(wanted):
                 continue
-            share, start = _containment(pairs.tolist(), self._pairs[i], 2 * len(item.terms))
+            share, start = _containment(pairs.tolist(), wanted, 2 * len(item.terms))
             if share < self._similarity:
                 continue
             window = said[start : start + 2 * len(item.terms) + 1]
             numbers = Counter(term for term, own in zip(item.terms, item.own) if own and is_number(term))
             if numbers - Counter(filter(is_number, window)):
-                templates[item] = None
+                templates[item.family] = item
             else:
                 return Match(item, f"containment of its word pairs {share:.2f}")
         return None

@@ -53,15 +53,16 @@ def script(letter: str) -> str | None:
 def foreign_script(prompt: str, response: str, *, share: float, run: int) -> str | None:
     """Why the response mixes languages, or None.
 
-    Foreign are letters of a script that the prompt is not written in and names no language of. share: of the
-    response's letters that may be foreign. run: foreign words one behind the other that may be; two characters of a
-    script that has no blanks are one word. Words that the prompt has are not counted, nor is Latin ever foreign.
+    Foreign are letters of a script that the prompt is not written in and names no language of. run: foreign words one
+    behind the other that may be; two characters of a script that has no blanks are one word. share: of the response's
+    letters that may be foreign where there are more foreign words than `run` in all: fewer are a name, or a symbol.
+    Words that the prompt has are not counted, nor is Latin ever foreign.
     """
     if response.isascii():
         return None
     allowed = _allowed(prompt)
     letters: Counter[str] = Counter()
-    longest, length, end = 0.0, 0.0, -1
+    longest, length, total, end = 0.0, 0.0, 0.0, -1
     for found in _FOREIGN_WORD.finditer(response):
         word = found[0]
         scripts = Counter(map(script, word))
@@ -73,7 +74,7 @@ def foreign_script(prompt: str, response: str, *, share: float, run: int) -> str
         if end < 0 or _BETWEEN_WORDS.match(response, end).end() < found.start():
             length = 0.0
         halves = sum(count for name, count in scripts.items() if name in _WITHOUT_BLANKS) / 2
-        length += halves or 1
+        length, total = length + (halves or 1), total + (halves or 1)
         longest, end = max(longest, length), found.end()
     if not letters:
         return None
@@ -81,8 +82,7 @@ def foreign_script(prompt: str, response: str, *, share: float, run: int) -> str
     part = letters.total() / max(1, len(_LETTER.findall(response)))
     if longest > run:
         return f"{longest:.3g} words of {main} in a row"
-    # One letter is a symbol (the Sha of a curve), also in a response of few letters.
-    return f"{part:.1%} of the letters are {main}" if part > share and letters.total() > 1 else None
+    return f"{part:.1%} of the letters are {main}" if part > share and total > run else None
 
 
 def _allowed(prompt: str) -> set[str]:
