@@ -126,20 +126,20 @@ def filter_chats(
 
     against: evaluation sets. Raises `UserError` for settings and files; then, and on Ctrl-C, OUT is as it was.
     """
-    checks, against = checks or Checks(), against or []
+    checks, sets = checks or Checks(), [Path(path) for path in against or []]
     checks.check()
-    for path in against:
-        if Path(out).exists() and Path(path).exists() and Path(path).samefile(out):
+    for path in sets:
+        if Path(out).exists() and path.exists() and path.samefile(out):
             raise UserError(f"{path}: is both read and written; give another --out")
-    settings = {**asdict(checks), "against": [fingerprint(path) for path in against]}
-    if not against:
+    settings = {**asdict(checks), "against": [fingerprint(path) for path in sets]}
+    if not sets:
         print("no --against: no decontamination is made", file=sys.stderr, flush=True)
     stage = Stage("filter", inputs, out, settings, on_error=on_error)
-    return run_stage(stage, lambda stage: _Filter(stage, checks, against).run(), overwrite=overwrite)
+    return run_stage(stage, lambda stage: _Filter(stage, checks, sets).run(), overwrite=overwrite)
 
 
 class _Filter:
-    def __init__(self, stage: Stage, checks: Checks, against: list[str | Path]):
+    def __init__(self, stage: Stage, checks: Checks, against: list[Path]):
         self.stage, self.checks = stage, checks
         self._rows: dict[bytes, str] = {}
         self._problems: dict[bytes, list[Any]] = {}

@@ -36,7 +36,7 @@ _WITHOUT_BLANKS = {"han", "kana", "thai", "lao", "khmer", "myanmar"}
 _FOREIGN_WORD = re.compile(r"[^\W\d_\u0000-\u024f]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _BETWEEN_WORDS = re.compile(r"[\W\d_]*")
-_TOKEN = re.compile(rf"[{HAN_LIKE}]|\d+|(?:(?![{HAN_LIKE}])[^\W\d]){{1,24}}|[^\w\s]")
+_TOKEN = re.compile(rf"[{HAN_LIKE}]|\d+|[^\W\d{HAN_LIKE}]{{1,24}}|[^\w\s]")
 _PROSE = re.compile(rf"[^\W\d_]{{2}}|[{HAN_LIKE}]")
 
 

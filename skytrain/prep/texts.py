@@ -7,6 +7,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 HAN_LIKE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 """Han, kana and Thai, which put no blank between words: each character is a word. For a regular expression's class."""
@@ -54,11 +55,23 @@ _FACTORIAL = re.compile(r"(?<=[\w)])!(?=\s*[a-z=+*/^<>)\\!-])")
 # A minus that belongs to its number, so that -5 and 5 are the same but for a number.
 _NEGATIVE = re.compile(r"(?:(?<=[=(,\[{<>≤≥+*/^:])\s*|(?<=[^\W\d_]{2}\s))-\s?(?=\d)")
 _UNDERSCORES = re.compile(r"(?<=[^\W_])_+|_+(?=[^\W_])")
-_WORDS = rf"[{HAN_LIKE}]|(?:(?![{HAN_LIKE}])[^\W\d_])+|⁻?\d+(?:\.\d+)?"
+_REWRITES = (
+    (",", _THOUSANDS, lambda found: re.sub(r"\D", "", found[0])),
+    ("**", _PYTHON_POWER, "^"),
+    ("", _LIST_MARK, ""),
+    ("*", _EMPHASIS, ""),
+    ("-", _PROSE_SIGN, " "),
+    ("/", _PROSE_SIGN, " "),
+    ("*", _PROSE_SIGN, " "),
+    ("-", _NEGATIVE, "⁻"),
+    ("_", _UNDERSCORES, " "),
+)
+_WORDS = rf"[{HAN_LIKE}]|[^\W\d_{HAN_LIKE}]+|⁻?\d+(?:\.\d+)?"
 _TOKEN = re.compile(_WORDS + r"|[^\s.,;:?'\"`‘’“”«»。，、；：？！…{}$\\]")
 
 
-def tokens(text: str) -> list[str]:
+@lru_cache(4)
+def tokens(text: str) -> tuple[str, ...]:
     """Words, numbers, operators and brackets; no punctuation. `\\frac{1}{2}`, `$\\frac12$`, `½` and `1/2` are the same.
 
     Two texts of equal tokens are the same but for typography.
@@ -66,7 +79,8 @@ def tokens(text: str) -> list[str]:
     text = _INVISIBLE.sub("", text)
     if "&" in text:
         text = html.unescape(text)
-    text = _FACTORIAL.sub("\u01c3", text)  # a letter in the shape of !, which no other rule touches
+    if "!" in text:
+        text = _FACTORIAL.sub("\u01c3", text)  # a letter in the shape of !, which no other rule touches
     if not text.isascii():
         text = _SUPERSCRIPTS.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
         text = unicodedata.normalize("NFKC", text)
@@ -75,15 +89,12 @@ def tokens(text: str) -> list[str]:
     # NFKC makes a superscript's minus and the fraction slash of ½, so signs come after it.
     text = text.translate(_SIGNS)
     text = text.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
-    text = _THOUSANDS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
-    text = _PYTHON_POWER.sub("^", text)
-    text = _LIST_MARK.sub("", text)
-    text = _EMPHASIS.sub("", text)
-    text = _PROSE_SIGN.sub(" ", text)
-    text = _NEGATIVE.sub("⁻", text)
-    text = _UNDERSCORES.sub(" ", text).casefold()
-    return [_NUMBER_WORDS.get(token, token) for token in _TOKEN.findall(text.replace("'", "").replace("’", ""))
-            if token != "!"]  # fmt: skip
+    # Patterns that begin by looking back are slow; most texts need few of them.
+    for sign, pattern, instead in _REWRITES:
+        if sign in text:
+            text = pattern.sub(instead, text)
+    text = text.replace("'", "").replace("’", "").casefold()
+    return tuple(_NUMBER_WORDS.get(token, token) for token in _TOKEN.findall(text) if token != "!")
 
 
 def _without_latex(text: str) -> str:
@@ -109,7 +120,7 @@ def digest(parts: Iterable[str]) -> bytes:
 
 
 _HAN_LIKE = re.compile(f"[{HAN_LIKE}]")
-_WORD = re.compile(rf"[{HAN_LIKE}]|(?:(?![{HAN_LIKE}])[^\W_])+")
+_WORD = re.compile(rf"[{HAN_LIKE}]|[^\W_{HAN_LIKE}]+")
 _BETWEEN = re.compile(r"[^\w+\-/=<>^]+")
 
 
