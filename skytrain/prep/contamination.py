@@ -6,10 +6,10 @@ An item is copied where, in a prompt,
 - runs of n words that it shares with the prompt cover half of it, where n = 13 as in GPT-3 (Brown et al. 2020,
   appendix C); words in runs that many items or many prompts have (instructions, set phrases) count on neither side; or
 - C = |S(item) & S(window)| / |S(item)| >= 0.8, the containment of Broder (1997), where S are the pairs of neighbouring
-  words and the window is twice as long as the item. Numbers are words.
+  words, without those that many items have, and the window is twice as long as the item. Numbers are words.
 
 In a response, only all of an item is a copy. A prompt that is an item but for its numbers is of the same template: it
-is no copy, and is told.
+is no copy, and is told. So is one that half-matches by the last two rules and lacks a number of the item.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from skytrain.prep.rows import Unreadable, read_rows
 from skytrain.prep.texts import OPERATORS, count_words, digest, is_number, terms, words
 
 TEXT_KEYS = ("prompt", "problem", "question", "question_content")
-FEW_ITEMS = 3
-"""A run of words in more items than these is a set phrase."""
+FEW_ITEMS, FEW_ITEMS_SHARE = 3, 0.01
+"""A run of n words in more items than these is a set phrase; a pair of words is one in more than both of these."""
 FEW_PROMPTS, FEW_PROMPTS_SHARE = 5, 0.001
 """So is one in more different prompts than both of these: copies of one item are rarer."""
 PHRASE_PROMPTS, PHRASE_SHARE = 20, 0.01
 """A short item that stands inside more different prompts than both of these is a phrase that everybody uses."""
 INSIDE_PROMPT, INSIDE_RESPONSE, INSIDE_DISTINCT = 5, 6, 4
 """Words of an item (and different ones) from which it is recognised amid other text. Han characters are half a word."""
+NEARLY_ALL = 0.8
+"""Where so much of an item but its numbers is there, and fewer of its own runs are, it is a template."""
 NEAR_PAIRS = 9
 """In items of fewer different pairs of words, one word changes the question."""
 
@@ -207,9 +209,11 @@ class EvaluationSets:
 
     def _index_pairs(self) -> None:
         pairs = {item: _pairs(item) for item in self.items} if self._similarity else {}
-        self._near = [item for item, own in pairs.items() if len(own) >= NEAR_PAIRS]
-        self._pairs = [pairs[item] for item in self._near]
-        frequency = Counter(pair for pairs in self._pairs for pair in pairs)
+        frequency = Counter(pair for own in pairs.values() for pair in own)
+        limit = max(FEW_ITEMS, FEW_ITEMS_SHARE * len(self.items))
+        telling = {item: frozenset(pair for pair in own if frequency[pair] <= limit) for item, own in pairs.items()}
+        self._near = [item for item, own in telling.items() if len(own) >= NEAR_PAIRS]
+        self._pairs = [telling[item] for item in self._near]
         keys, self._pair_item = [], []
         for i, pairs in enumerate(self._pairs):
             # A window that has a share t of the pairs has one of any (1 - t) of them and one more: the rarest will do.
@@ -243,7 +247,7 @@ class EvaluationSets:
             elif not item.phrase or len(item.terms) == len(said):
                 return Match(item, "all of it stands in the prompt"), None
         copy = self._tiny_copy(text, values, masked, templates)
-        copy = copy or self._covered(values, templates) or self._similar(said, values, templates)
+        copy = copy or self._covered(said, values, masked, templates) or self._similar(said, values, templates)
         template = next((Match(item, "the same but for its numbers") for item in templates.values()), None)
         return copy, template
 
@@ -268,7 +272,9 @@ class EvaluationSets:
                 return Match(item, "it is a sentence of the prompt")
         return None
 
-    def _covered(self, values: np.ndarray, templates: dict[bytes, Item]) -> Match | None:
+    def _covered(
+        self, said: list[str], values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
+    ) -> Match | None:
         covered: dict[int, np.ndarray] = {}
         for entry in self._grams.find(windows(values, self._n))[1]:
             i, at = int(self._gram_item[entry]), self._gram_at[entry]
@@ -280,7 +286,11 @@ class EvaluationSets:
             own = int(item.own.sum())
             share = int((places & item.own).sum()) / max(1, own)
             # Few words of its own beside set phrases are like a short item: all of them are needed.
-            if own and item.family not in templates and share >= (self._coverage if own >= self._n else 1):
+            if not own or item.family in templates or share < (self._coverage if own >= self._n else 1):
+                continue
+            if share < NEARLY_ALL and _missing(item, said) and _masked_share(item, masked) >= NEARLY_ALL:
+                templates[item.family] = item
+            else:
                 return Match(item, f"runs of {self._n} words cover {share:.0%} of it")
         return None
 
@@ -296,12 +306,23 @@ class EvaluationSets:
             if share < self._similarity:
                 continue
             window = said[start : start + 2 * len(item.terms) + 1]
-            numbers = Counter(term for term, own in zip(item.terms, item.own) if own and is_number(term))
-            if numbers - Counter(filter(is_number, window)):
+            if _missing(item, window):
                 templates[item.family] = item
             else:
-                return Match(item, f"containment of its word pairs {share:.2f}")
+                return Match(item, f"containment of its telling word pairs {share:.2f}")
         return None
+
+
+def _missing(item: Item, said: list[str]) -> bool:
+    """Whether a number of the item's own is not said, or not as often."""
+    numbers = Counter(term for term, own in zip(item.terms, item.own) if own and is_number(term))
+    return bool(numbers - Counter(filter(is_number, said)))
+
+
+def _masked_share(item: Item, masked: np.ndarray) -> float:
+    """The share of the item's pairs of words, all numbers alike, that a text has."""
+    wanted = set(windows(item.masked, 2).tolist())
+    return len(wanted & set(windows(masked, 2).tolist())) / max(1, len(wanted))
 
 
 def _pairs(item: Item) -> frozenset[int]:

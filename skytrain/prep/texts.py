@@ -14,6 +14,7 @@ HAN_LIKE = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 OPERATORS = frozenset("+-*/^=<>≤≥≠%√∞±°!∈∪∩≡→")
 """Signs that make another problem of it, unlike punctuation."""
 
+_BRACKETS = frozenset("()[]|")
 _GREEK = {
     unicodedata.name(chr(code)).rsplit(" ", 1)[1].lower(): chr(code) for code in range(0x3B1, 0x3CA) if code != 0x3C2
 }
@@ -106,8 +107,8 @@ def _without_latex(text: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """`tokens` without brackets and pictures: words, numbers and operators, in which copies are looked for."""
-    return [token for token in tokens(text) if token[-1].isalnum() or token in OPERATORS]
+    """`tokens` without brackets, in which copies are looked for."""
+    return [token for token in tokens(text) if token not in _BRACKETS]
 
 
 def is_number(term: str) -> bool:
