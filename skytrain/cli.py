@@ -7,6 +7,7 @@ import argparse
 from skytrain import __version__, export_command, verify_command
 from skytrain.errors import exit_on_user_error
 from skytrain.plan import command as plan_command
+from skytrain.prep import filter as filtering
 from skytrain.prep import generate, grading, importing, label, recipe, rewrite, select, tokenize
 
 
@@ -16,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
-    for stage in (importing, label, select, generate, rewrite, grading, tokenize, recipe):
+    for stage in (importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe):
         stage.register(stages)
     plan_command.register(commands)
     export_command.register(commands)
