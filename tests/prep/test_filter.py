@@ -189,6 +189,25 @@ def test_small_differences_that_matter(tmp_path, a, b):
     assert "r1" not in dropped and kept[-1]["id"] == "r1"
 
 
+def test_families_of_pictures_and_one_word_questions(tmp_path):
+    words = ["ammonia", "splat", "carpet", "window", "sailor", "candle", "mirror"]
+    rows = [graded(i, f"Spell this word backward (example: sun -> nus): {word}") for i, word in enumerate(words)]
+    grids = [f"How many rectangles does the picture show?\n{sign * 3}\n{sign}.{sign}\n" for sign in "#@&"]
+    rows += [graded(10 + i, grid) for i, grid in enumerate(grids)]
+    items = [rows[i]["prompt"] for i in (0, 1, 2, 3, 7)]
+    kept, dropped = filtered(tmp_path, rows, items)
+    assert set(dropped) == {"r0", "r1", "r2", "r3", "r10"} and len(kept) == 5
+
+
+def test_another_story_with_other_numbers_is_a_template(tmp_path):
+    story = ("{} has {} potted plants on each of the {} window ledges of her large country home. Feeling generous, she "
+             "has decided that she will give {} of them from each ledge to friends and family tomorrow. How many potted "
+             "plants will {} remain with?")  # fmt: skip
+    item, other = story.format("Olivia", 12, 61, 8, "Olivia"), story.format("Isabella", 9, 58, 4, "Isabella")
+    kept, dropped = filtered(tmp_path, [graded(0, other), graded(1, item.replace("Olivia", "Anna"))], [item, LONG_ITEM])
+    assert kept[0]["provenance"]["same_template"].endswith("item 1") and dropped["r1"][0] == "contaminated"
+
+
 def test_items_of_all_file_kinds_and_keys(tmp_path):
     import pyarrow
     import pyarrow.parquet
