@@ -139,6 +139,7 @@ class EvaluationSets:
         values = hashed(said)
         self._in_prompts[np.unique(self._distinct.find(windows(values, self._n))[1])] += 1
         inside = {item for _, item in self._wholes(values, hashed(said, masked=True)) if item is not None}
+        inside.update(self._sentences(text))
         self._inside_prompts.update(item for item in inside if len(item.terms) < len(said))
 
     def _wholes(self, values: np.ndarray, masked: np.ndarray) -> Iterator[tuple[Item, Item | None]]:
@@ -209,22 +210,23 @@ class EvaluationSets:
         self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
     ) -> Match | None:
         """Items too short to be found amid words are found as a whole prompt, or as a sentence or line of it."""
-        if not self._tiny:
-            return None
         members = self._tiny.get(masked.tobytes(), {})
         if values.tobytes() in members:
             return Match(members[values.tobytes()], "it is the prompt")
         if members:
             templates[masked.tobytes()] = next(iter(members.values()))
-        for sentence in _SENTENCE_END.split(text):
+        item = next((item for item in self._sentences(text) if not item.phrase), None)
+        return item and Match(item, "it is a sentence of the prompt")
+
+    def _sentences(self, text: str) -> Iterator[Item]:
+        """The tiny items that are sentences or lines of a text."""
+        for sentence in _SENTENCE_END.split(text) if self._tiny else ():
             said = terms(sentence)
             if len(said) < 4 and not (len(said) == 3 and any(is_number(t) or t in OPERATORS for t in said)):
                 continue
-            members = self._tiny.get(hashed(said, masked=True).tobytes(), {})
-            item = members.get(hashed(said).tobytes())
+            item = self._tiny.get(hashed(said, masked=True).tobytes(), {}).get(hashed(said).tobytes())
             if item is not None:
-                return Match(item, "it is a sentence of the prompt")
-        return None
+                yield item
 
     def _covered(
         self, said: list[str], values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
