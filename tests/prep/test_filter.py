@@ -170,7 +170,7 @@ def test_half_of_a_long_item_is_a_copy_and_a_quarter_is_none(tmp_path):
 
 def test_near_copies_can_be_let_through(tmp_path):
     item = "A baker sells rye at 3 coins and wheat at 2; how much do 14 loaves and 9 rolls cost a man on a market day?"
-    near = item.replace("coins", "francs").replace("man", "boy")
+    near = item.replace("coins", "francs").replace("loaves", "buns")
     for similarity, count in ((0.6, 1), (0, 0), (1, 0)):
         assert len(filtered(tmp_path, [graded(0, near)], [item], similarity=similarity)[1]) == count
 
