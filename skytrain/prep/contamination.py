@@ -17,63 +17,26 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from skytrain.errors import UserError
-from skytrain.prep.rows import Unreadable, read_rows
-from skytrain.prep.texts import OPERATORS, count_words, digest, is_number, terms, words
+from skytrain.prep.evaluation_items import INSIDE_PROMPT, INSIDE_RESPONSE, Item, different, hashed, read_items, windows
+from skytrain.prep.texts import OPERATORS, digest, is_number, terms, words
 
-TEXT_KEYS = ("prompt", "problem", "question", "question_content")
 FEW_ITEMS, FEW_ITEMS_SHARE = 3, 0.01
 """A run of n words in more items than these is a set phrase; a pair of words is one in more than both of these."""
 FEW_PROMPTS, FEW_PROMPTS_SHARE = 5, 0.001
 """So is one in more different prompts than both of these: copies of one item are rarer."""
 PHRASE_PROMPTS, PHRASE_SHARE = 20, 0.01
 """A short item that stands inside more different prompts than both of these is a phrase that everybody uses."""
-INSIDE_PROMPT, INSIDE_RESPONSE, INSIDE_DISTINCT = 5, 6, 4
-"""Words of an item (and different ones) from which it is recognised amid other text. Han characters are half a word."""
 NEARLY_ALL = 0.8
 """Where so much of an item but its numbers is there, and fewer of its own runs are, it is a template."""
 NEAR_PAIRS = 9
 """In items of fewer different pairs of words, one word changes the question."""
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_NUMBER = hash("0")
 _SENTENCE_END = re.compile(r"\n+|(?<=[.?!:])\s+|(?<=[。？！：])")
-
-
-@dataclass(eq=False)
-class Item:
-    file: str
-    number: int
-    terms: list[str]
-    words: list[str]
-    values: np.ndarray = field(init=False)
-    masked: np.ndarray = field(init=False)
-    own: np.ndarray = field(init=False)
-    """For each term, whether it is outside of all set phrases."""
-    phrase: bool = False
-    family: bytes = field(init=False)
-    """Equal for items that are the same but for their numbers."""
-
-    def __post_init__(self) -> None:
-        self.values, self.masked = hashed(self.terms), hashed(self.terms, masked=True)
-        self.family = self.masked.tobytes()
-        self.own = np.ones(len(self.terms), bool)
-
-    @property
-    def name(self) -> str:
-        return f"{self.file} item {self.number}"
-
-    def inside(self, least: int) -> bool:
-        """Whether it can be recognised amid other text."""
-        spoken = [term for term in self.terms if term[-1].isalnum()]
-        weight = len(spoken) - sum(len(term) == 1 and count_words(term) > 1 for term in spoken) / 2
-        return weight >= least and len(set(self.terms)) >= INSIDE_DISTINCT
 
 
 @dataclass(frozen=True)
@@ -83,21 +46,6 @@ class Match:
 
     def __str__(self) -> str:
         return f"{self.item.name}: {self.measure}"
-
-
-def hashed(parts: list[str], masked: bool = False) -> np.ndarray:
-    """[len(parts)] 64-bit hashes; masked: all numbers alike."""
-    values = [_NUMBER if masked and is_number(part) else hash(part) for part in parts]
-    return np.array(values, np.int64).view(np.uint64)
-
-
-def windows(values: np.ndarray, n: int) -> np.ndarray:
-    """[len(values) - n + 1] hashes of all runs of n values (none where there are fewer)."""
-    count = max(0, len(values) - n + 1)
-    total = np.zeros(count, np.uint64)
-    for k in range(n):
-        total = total * _BASE + values[k : k + count]
-    return total
 
 
 class Lookup:
@@ -150,7 +98,7 @@ class EvaluationSets:
     def __init__(self, paths: list[str | Path], *, ngram: int = 13, coverage: float = 0.5, similarity: float = 0.8):
         """similarity 0: near copies are not looked for. Raises `UserError` for files that hold no items."""
         self._n, self._coverage, self._similarity = ngram, coverage, similarity
-        self.items = _different(item for path in paths for item in read_items(path))
+        self.items = different(item for path in paths for item in read_items(path))
         grams = [windows(item.values, ngram) for item in self.items]
         self._keys, self._gram = np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]), return_inverse=True)
         self._gram_item = np.repeat(np.arange(len(grams)), [len(gram) for gram in grams])
@@ -159,6 +107,7 @@ class EvaluationSets:
         self._distinct = Lookup(self._keys)
         self._in_prompts = np.zeros(len(self._keys), np.int64)
         self._seen: set[bytes] = set()
+        self._prompts = 0
         self._inside_prompts: Counter[Item] = Counter()
         self._index_wholes()
 
@@ -176,14 +125,21 @@ class EvaluationSets:
 
     def count(self, text: str) -> None:
         """Takes note of which runs of words this training prompt has."""
+        # Samples of one problem have one prompt: most are known before they are taken to pieces.
+        raw = digest([text])
+        if raw in self._seen:
+            return
         said = terms(text)
         key = digest(said)
-        if key in self._seen:
+        known = key in self._seen
+        self._seen |= {raw, key}
+        if known:
             return
-        self._seen.add(key)
+        self._prompts += 1
         values = hashed(said)
         self._in_prompts[np.unique(self._distinct.find(windows(values, self._n))[1])] += 1
         inside = {item for _, item in self._wholes(values, hashed(said, masked=True)) if item is not None}
+        inside.update(self._sentences(text))
         self._inside_prompts.update(item for item in inside if len(item.terms) < len(said))
 
     def _wholes(self, values: np.ndarray, masked: np.ndarray) -> Iterator[tuple[Item, Item | None]]:
@@ -197,14 +153,13 @@ class EvaluationSets:
         """Decides what is a set phrase, from the items and the prompts counted so far."""
         pairs = np.unique(np.stack([self._gram, self._gram_item]), axis=1)
         in_items = np.bincount(pairs[0], minlength=len(self._keys))
-        prompts = len(self._seen)
         common = (in_items > FEW_ITEMS) | ((in_items > 1) & (in_items > len(self.items) / 2))
-        common |= self._in_prompts > max(FEW_PROMPTS, FEW_PROMPTS_SHARE * prompts)
+        common |= self._in_prompts > max(FEW_PROMPTS, FEW_PROMPTS_SHARE * self._prompts)
         for entry in np.flatnonzero(common[self._gram]):
             at = self._gram_at[entry]
             self.items[self._gram_item[entry]].own[at : at + self._n] = False
         for item, count in self._inside_prompts.items():
-            item.phrase = len(item.terms) < self._n and count > max(PHRASE_PROMPTS, PHRASE_SHARE * prompts)
+            item.phrase = len(item.terms) < self._n and count > max(PHRASE_PROMPTS, PHRASE_SHARE * self._prompts)
         self._index_pairs()
 
     def _index_pairs(self) -> None:
@@ -255,22 +210,23 @@ class EvaluationSets:
         self, text: str, values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
     ) -> Match | None:
         """Items too short to be found amid words are found as a whole prompt, or as a sentence or line of it."""
-        if not self._tiny:
-            return None
         members = self._tiny.get(masked.tobytes(), {})
         if values.tobytes() in members:
             return Match(members[values.tobytes()], "it is the prompt")
         if members:
             templates[masked.tobytes()] = next(iter(members.values()))
-        for sentence in _SENTENCE_END.split(text):
+        item = next((item for item in self._sentences(text) if not item.phrase), None)
+        return item and Match(item, "it is a sentence of the prompt")
+
+    def _sentences(self, text: str) -> Iterator[Item]:
+        """The tiny items that are sentences or lines of a text."""
+        for sentence in _SENTENCE_END.split(text) if self._tiny else ():
             said = terms(sentence)
             if len(said) < 4 and not (len(said) == 3 and any(is_number(t) or t in OPERATORS for t in said)):
                 continue
-            members = self._tiny.get(hashed(said, masked=True).tobytes(), {})
-            item = members.get(hashed(said).tobytes())
+            item = self._tiny.get(hashed(said, masked=True).tobytes(), {}).get(hashed(said).tobytes())
             if item is not None:
-                return Match(item, "it is a sentence of the prompt")
-        return None
+                yield item
 
     def _covered(
         self, said: list[str], values: np.ndarray, masked: np.ndarray, templates: dict[bytes, Item]
@@ -346,63 +302,3 @@ def _containment(said: list[int], wanted: frozenset[int], width: int) -> tuple[f
         if len(inside) > best:
             best, best_start = len(inside), places[first]
     return best / len(wanted), best_start
-
-
-def read_items(path: str | Path) -> list[Item]:
-    """Of rows with a prompt, problem or question. Raises `UserError`."""
-    found: list[tuple[int, str]] = []
-    for raw in read_rows(path):
-        try:
-            row = raw.parse()
-        except Unreadable as error:
-            raise UserError(f"{raw.where}: {error}; mend the evaluation set") from None
-        text = _item_text(row)
-        if text is None:
-            raise UserError(f"{raw.where}: an item of an evaluation set needs text in prompt, problem or question")
-        found.append((raw.number, text))
-    if not found:
-        raise UserError(f"{path}: holds no items; name an evaluation set")
-    items = [Item(Path(path).name, number, terms(text), words(text)) for number, text in found]
-    return [item for item in _unwrapped(items) if item.terms]
-
-
-def _item_text(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return None
-    lower = {key.lower(): value for key, value in row.items()}
-    return next((lower[key] for key in TEXT_KEYS if isinstance(lower.get(key), str) and lower[key].strip()), None)
-
-
-def _unwrapped(items: list[Item]) -> list[Item]:
-    """Without the instructions that stand before or behind every item of a file."""
-    if len({tuple(item.terms) for item in items}) < 2:
-        return items
-    ends = [_shared_ends([item.terms for item in items]), _shared_ends([item.words for item in items])]
-    if sum(ends[0]) < INSIDE_PROMPT:
-        return items
-    bare = [
-        Item(item.file, item.number, _middle(item.terms, *ends[0]), _middle(item.words, *ends[1])) for item in items
-    ]
-    return [new if new.inside(INSIDE_PROMPT) else item for new, item in zip(bare, items)]
-
-
-def _shared_ends(lists: list[list[str]]) -> tuple[int, int]:
-    """How many parts all lists have in common at the start and, of the rest of each, at the end."""
-    before = _shared_start(lists)
-    return before, _shared_start([parts[: before - 1 if before else None : -1] for parts in lists])
-
-
-def _shared_start(lists: list[list[str]]) -> int:
-    return next((i for i, column in enumerate(zip(*lists)) if len(set(column)) > 1), min(map(len, lists)))
-
-
-def _middle(parts: list[str], before: int, behind: int) -> list[str]:
-    return parts[before : len(parts) - behind]
-
-
-def _different(items: Iterator[Item]) -> list[Item]:
-    """The first of those with equal words: an item in two sets is no set phrase."""
-    first: dict[bytes, Item] = {}
-    for item in items:
-        first.setdefault(digest(item.terms), item)
-    return list(first.values())

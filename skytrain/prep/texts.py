@@ -49,7 +49,7 @@ _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])")
 # Powers of a program, before asterisks that are Markdown's are taken away.
 _PYTHON_POWER = re.compile(r"(?<=[\w)\]])\*\*(?=[\d(-])")
-_LIST_MARK = re.compile(r"^[ \t]*(?:[-*+>•]|#{1,6})[ \t]+", re.MULTILINE)
+_LIST_MARK = re.compile(r"^[ \t]*(?:[-*+>•][ \t]+|#{1,6} (?=\w))", re.MULTILINE)
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w(\[{\\-])")
 _PROSE_SIGN = re.compile(r"(?<=[^\W\d_]{2})\s*[-/*]+\s*(?=[^\W\d_]{2})")
 _FACTORIAL = re.compile(r"(?<=[\w)])!(?=\s*[a-z=+*/^<>)\\!-])")

@@ -138,9 +138,9 @@ def test_what_many_training_prompts_say_is_a_set_phrase(tmp_path):
     assert copied(tmp_path, item, [item], others=others)[0] == "contaminated"
 
 
-def test_a_short_item_that_many_prompts_contain_is_a_set_phrase(tmp_path):
-    item = "Print the answer on a single line"
-    others = [f"Add {i} to a number. {item}." for i in range(30)]
+@pytest.mark.parametrize("item", ["Print the answer on a single line", "What is the answer?"])
+def test_a_short_item_that_many_prompts_contain_is_a_set_phrase(tmp_path, item):
+    others = [f"Add {i} to a number. {item}\nThink." for i in range(30)]
     assert copied(tmp_path, FILLER + item, [item]) is not None
     assert copied(tmp_path, FILLER + item, [item], others=others) is None
     assert copied(tmp_path, item, [item], others=others)[0] == "contaminated"
@@ -168,6 +168,13 @@ def test_half_of_a_long_item_is_a_copy_and_a_quarter_is_none(tmp_path):
     assert copied(tmp_path, FILLER + " ".join(words[: len(words) // 4]), [LONG_ITEM]) is None
 
 
+def test_near_copies_can_be_let_through(tmp_path):
+    item = "A baker sells rye at 3 coins and wheat at 2; how much do 14 loaves and 9 rolls cost a man on a market day?"
+    near = item.replace("coins", "francs").replace("loaves", "buns")
+    for similarity, count in ((0.6, 1), (0, 0), (1, 0)):
+        assert len(filtered(tmp_path, [graded(0, near)], [item], similarity=similarity)[1]) == count
+
+
 @pytest.mark.parametrize("old, new", [("24 and 54", "20 and 45"), ("24 and 54", "-24 and 5.5")])
 def test_the_same_template_is_kept_and_told(tmp_path, old, new):
     rows = [graded(0, LONG_ITEM.replace(old, new)), graded(1, "Solve it. " + LONG_ITEM.replace(old, new) + " Now.")]
@@ -187,6 +194,25 @@ def test_the_same_template_is_kept_and_told(tmp_path, old, new):
 def test_small_differences_that_matter(tmp_path, a, b):
     kept, dropped = filtered(tmp_path, [graded(0, a), graded(1, b)], [a] if "(" not in a else None)
     assert "r1" not in dropped and kept[-1]["id"] == "r1"
+
+
+def test_families_of_pictures_and_one_word_questions(tmp_path):
+    words = ["ammonia", "splat", "carpet", "window", "sailor", "candle", "mirror"]
+    rows = [graded(i, f"Spell this word backward (example: sun -> nus): {word}") for i, word in enumerate(words)]
+    grids = [f"How many rectangles does the picture show?\n{sign * 3}\n{sign}.{sign}\n" for sign in "#@&"]
+    rows += [graded(10 + i, grid) for i, grid in enumerate(grids)]
+    items = [rows[i]["prompt"] for i in (0, 1, 2, 3, 7)]
+    kept, dropped = filtered(tmp_path, rows, items)
+    assert set(dropped) == {"r0", "r1", "r2", "r3", "r10"} and len(kept) == 5
+
+
+def test_another_story_with_other_numbers_is_a_template(tmp_path):
+    story = ("{} has {} potted plants on each of the {} window ledges of her large country home. Feeling generous, she "
+             "has decided that she will give {} of them from each ledge to friends and family tomorrow. How many "
+             "plants will {} remain with?")  # fmt: skip
+    item, other = story.format("Olivia", 12, 61, 8, "Olivia"), story.format("Isabella", 9, 58, 4, "Isabella")
+    kept, dropped = filtered(tmp_path, [graded(0, other), graded(1, item.replace("Olivia", "Anna"))], [item, LONG_ITEM])
+    assert kept[0]["provenance"]["same_template"].endswith("item 1") and dropped["r1"][0] == "contaminated"
 
 
 def test_items_of_all_file_kinds_and_keys(tmp_path):
