@@ -10,6 +10,9 @@ from skytrain.plan import command as plan_command
 from skytrain.prep import filter as filtering
 from skytrain.prep import generate, grading, importing, label, recipe, rewrite, select, tokenize
 
+STAGES = (importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe)
+"""Of `skytrain prep`, in the order of a recipe."""
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="skytrain", description="Supervised fine-tuning of reasoning models.")
@@ -17,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
-    for stage in (importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe):
+    for stage in STAGES:
         stage.register(stages)
     plan_command.register(commands)
     export_command.register(commands)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from skytrain.errors import UserError
 from skytrain.prep.answers import AnswerLog, key_of
-from skytrain.prep.grade import grade_code, grade_math
+from skytrain.prep.grade import grade_code, grade_math, grade_text
 from skytrain.prep.grade.extract import boxes
 from skytrain.prep.grade.fences import program_of
 from skytrain.prep.problems import Malformed, check_problem
@@ -132,9 +132,10 @@ class _Grading:
         if row.get("gold") is None:
             return "ungraded", "no gold answer"
         # The whole of the reply's answer is passed on, and not the reply: its tags were looked at.
-        verdict = grade_math(parts[1], row["gold"])
+        judge = grade_text if row["domain"] == "other" else grade_math
+        verdict = judge(parts[1], row["gold"])
         reference = row.get("solution") or ""
-        if verdict == "correct" and any(boxes(reference)) and grade_math(reference, row["gold"]) != "correct":
+        if verdict == "correct" and any(boxes(reference)) and judge(reference, row["gold"]) != "correct":
             return "bad_reference", "the reference solution's box is not the gold answer"
         return verdict, ""
 

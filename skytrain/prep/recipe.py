@@ -1,6 +1,7 @@
 """`skytrain prep run RECIPE.toml`: all stages, one after another, each with the settings that its command takes.
 
-    folder = "data/mine"                   # where all that is made goes; from the recipe's own folder
+    folder = "data/mine"                   # where all that is made goes; as all paths here, from where the command is
+    given
 
     [[stage]]
     do = "import"                          # the stage; its output is FOLDER/import.jsonl
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import glob
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,7 +77,7 @@ def read_recipe(path: Path, parsers: Mapping[str, Any], overrides: list[str]) ->
     steps: dict[str, Step] = {}
     unread: list[Step] = []
     for number, stage in enumerate(stages, 1):
-        step = _step(path, path.parent / folder, number, stage, steps, unread, parsers)
+        step = _step(path, Path(folder), number, stage, steps, unread, parsers)
         unread = [one for one in unread if one not in step.reads] + [step]
         steps[step.name] = step
     if not steps:
@@ -111,14 +112,14 @@ def _step(
     files = [step.out for step in reads]
     for pattern in given or []:
         if pattern not in steps:
-            files += _files(path, f"{where} ({name})", pattern)
+            files += _files(f"{where} ({name})", pattern)
     out = folder / name if do == "tokenize" else folder / f"{name}.jsonl"
     words = [word for key, value in stage.items() if key not in OWN for word in _words(key, value)]
     return Step(name, do, out, files, list(reads), words)
 
 
-def _files(path: Path, where: str, pattern: str) -> list[Path]:
-    found = sorted(glob.glob(str(path.parent / pattern)))
+def _files(where: str, pattern: str) -> list[Path]:
+    found = sorted(glob.glob(pattern))
     if not found:
         raise UserError(f"{where}: no file and no earlier stage is {pattern!r}")
     return [Path(one) for one in found]
@@ -158,13 +159,13 @@ def _parse(step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: s
 
     words = [*map(str, step.inputs), "--out", str(step.out), *step.words]
     words += ["--overwrite"] if overwrite else []
-    usual: Callable[[str], NoReturn] = parser.error
-    parser.error = refuse
+    usual, abbreviations = parser.error, parser.allow_abbrev
+    # A shortened name that stands in a file would become another option's when a new one is added.
+    parser.error, parser.allow_abbrev = refuse, False
     try:
-        # The command's own words: `do` is among its defaults where the top parser has added some.
         return parser.parse_args(words)
     finally:
-        parser.error = usual
+        parser.error, parser.allow_abbrev = usual, abbreviations
 
 
 def _tokenize(step: Step) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -63,20 +65,33 @@ class RawRow:
 
 
 def read_rows(path: str | Path) -> Iterator[RawRow]:
-    """All rows of a file, whose kind is told by its first bytes. Raises `UserError` when it cannot be opened."""
+    """All rows of a file, whose kind is told by its first bytes; any kind may be packed by gzip.
+
+    Raises `UserError` when it cannot be opened or unpacked.
+    """
     name = str(path)
     try:
         with open_regular(path) as file:
-            start = file.read(CHUNK)
-            file.seek(0)
-            if start.startswith(b"PAR1"):
-                yield from _parquet(name, file)
-            elif start.removeprefix(BOM).lstrip()[:1] == b"[":
-                yield from read_array(name, file)
+            if file.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield from _rows(name, unpacked)
             else:
-                yield from _lines(name, file)
+                yield from _rows(name, file)
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{name}: cannot be unpacked ({error})") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def _rows(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    start = file.read(CHUNK)
+    file.seek(0)
+    if start.startswith(b"PAR1"):
+        yield from _parquet(name, file)
+    elif start.removeprefix(BOM).lstrip()[:1] == b"[":
+        yield from read_array(name, file)
+    else:
+        yield from _lines(name, file)
 
 
 def _lines(name: str, file: BinaryIO) -> Iterator[RawRow]:

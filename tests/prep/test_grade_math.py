@@ -31,6 +31,9 @@ def test_handed_cases(case):
 EQUAL = [
     line.split(" || ")
     for line in r"""
+Friday || friday.
+stop || the stops
+xyz || zyx
 \frac12 || 1/2
 0.5 || \frac{1}{2}
 1,000,000 || 1000000
@@ -246,6 +249,10 @@ ab || ba
 DIFFERENT = [
     line.split(" || ")
     for line in r"""
+stop || pots
+ainomma || ainomma1
+Friday || Friday 1
+north east || north seat
 \frac13 || 0.33
 3.142 || 3.14
 \pi || 3.14

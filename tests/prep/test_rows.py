@@ -1,5 +1,6 @@
 """Readers of rows: every place of a fault is named, and memory does not grow with the file."""
 
+import gzip
 import json
 import tracemalloc
 
@@ -209,3 +210,13 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"messages", b"mess\xff\xffes"))
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         parsed(path)
+
+
+@pytest.mark.parametrize("kind", ["lines", "array"])
+def test_files_packed_by_gzip_and_broken_ones(tmp_path, kind):
+    text = json.dumps(ROWS) if kind == "array" else "".join(json.dumps(row) + "\n" for row in ROWS)
+    packed = gzip.compress(text.encode())
+    assert [row for _, row in parsed(written(tmp_path, packed, "rows.jsonl.gz"))] == ROWS
+    for broken in (packed[:-10], packed[:30] + b"\xff" * 40 + packed[70:], packed[:12]):
+        with pytest.raises(UserError, match=r"rows.jsonl.gz: cannot be (unpacked|read)"):
+            parsed(written(tmp_path, broken, "rows.jsonl.gz"))

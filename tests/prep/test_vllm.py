@@ -209,7 +209,8 @@ model = "{tokenizer}"
         encoding="utf-8",
     )
     code = "from skytrain.cli import main; main()"
-    done = subprocess.run([sys.executable, "-P", "-c", code, "prep", "run", recipe], capture_output=True, text=True)
+    words = [sys.executable, "-P", "-c", code, "prep", "run", recipe]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "adds up: 10 rows read" in done.stdout
     made = read_finished(tmp_path / "made" / "grade.jsonl").account

@@ -1,7 +1,6 @@
 """A chat completions server for tests, in a process of its own: it answers by a book, and fails as it is told to.
 
-python tests/support/teacher.py '{"port": 0, "faults": {"500": 0.1}}' prints its port. GET /counts tells what it has
-seen.
+Its settings come as JSON on its standard input, and it prints its port. GET /counts tells what it has seen.
 """
 
 from __future__ import annotations
@@ -128,8 +127,10 @@ class Teacher:
         self.settings = settings
 
     def __enter__(self):
-        command = [sys.executable, "-P", str(Path(__file__)), json.dumps(self.settings)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-P", str(Path(__file__))]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process.stdin.write(json.dumps(self.settings))
+        self.process.stdin.close()
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}/v1"
         return self
@@ -161,4 +162,4 @@ def until(condition, seconds=30.0):
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(json.loads(sys.argv[1])))
+    asyncio.run(serve(json.load(sys.stdin)))

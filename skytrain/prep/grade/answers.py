@@ -8,6 +8,7 @@ from typing import Literal
 from skytrain.prep.grade import workers
 from skytrain.prep.grade.extract import answer_of, choice_of
 from skytrain.prep.grade.numbers import number
+from skytrain.prep.grade.wording import words, wordy
 
 Verdict = Literal["correct", "wrong", "no_answer", "gold_unparseable", "timeout", "crash"]
 SECONDS = 5.0
@@ -44,3 +45,21 @@ def grade_math(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
         return "timeout"
     except workers.Died:
         return "crash"
+
+
+def grade_text(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
+    """The verdict where the answer is text, or a grid of it, as in puzzles: blanks part its words, and the order
+    counts.
+
+    Case and blanks at the ends are looked over, as in `grade_math`, which decides on a gold of one word.
+    """
+    answer = answer_of(response)
+    if answer is None:
+        return "no_answer"
+    if not gold.strip():
+        return "gold_unparseable"
+    if answer.casefold().split() == gold.casefold().split():
+        return "correct"
+    if len(gold.split()) == 1 and len(answer.split()) == 1:
+        return grade_math(response, gold, seconds)
+    return "correct" if wordy(gold) and words(answer) == words(gold) else "wrong"

@@ -14,6 +14,7 @@ from skytrain.prep.grade import symbols
 from skytrain.prep.grade.latex import clean
 from skytrain.prep.grade.numbers import number
 from skytrain.prep.grade.symbols import Unparsed
+from skytrain.prep.grade.wording import is_word, plain, words, wordy
 
 _OPEN, _CLOSE = ("\\{", "\\langle", "\\begin", "(", "[", "{"), ("\\}", "\\rangle", "\\end", ")", "]", "}")
 _ORDER = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
@@ -77,7 +78,7 @@ class Relation:
 
 def same(gold: str, answer: str) -> bool:
     """Whether a cleaned answer is the cleaned gold. Raises `Unparsed` where the gold cannot be read."""
-    if plain(gold) == plain(answer) or (_wordy(gold) and _wordy(answer) and words(gold) == words(answer)):
+    if plain(gold) == plain(answer) or (wordy(gold) and wordy(answer) and words(gold) == words(answer)):
         return True
     golds, answers = readings(gold), readings(answer)
     unread = 0
@@ -91,22 +92,6 @@ def same(gold: str, answer: str) -> bool:
     if unread == len(golds) * len(answers):
         raise Unparsed(gold)
     return False
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\s+", "", text)
-
-
-def words(text: str) -> str:
-    """Without case, dots, articles and a word's final plural."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\", " ").lower()
-    text = re.sub(r"[.'\"{}]", "", re.sub(r"\s+", " ", text)).strip()
-    kept = [word for word in re.split(r"[\s,]+", text) if word not in ("a", "an", "the", "")]
-    return " ".join(re.sub(r"(?<=[a-z]{2})(?<!s)s$", "", word) for word in kept)
-
-
-def _wordy(text: str) -> bool:
-    return re.search(r"[A-Za-z]{2}", re.sub(r"\\(?!text)[A-Za-z]+", "", text)) is not None
 
 
 def readings(text: str) -> list[Any]:
@@ -378,6 +363,9 @@ def _values(gold: Value, answer: Value) -> bool:
         return one == (other / 100 if answer.unit == "%" else other)
     if re.fullmatch(r"[A-Z]{2,}", gold.text):  # Corners, and no product.
         return False
+    # "stop" and "pots" are one product of letters.
+    if any(is_word(value.text) for value in (gold, answer)):
+        return words(gold.text) == words(answer.text)
     if any(mark in value.text for mark in ("\\text", "\\mathbb", ":") for value in (gold, answer)):
         return bool(words(gold.text)) and words(gold.text) == words(answer.text)
     if "%" in (gold.unit, answer.unit) and gold.unit != answer.unit:
