@@ -220,7 +220,7 @@ class _Filter:
         checks, verdict = self.checks, row.get("verdict")
         if not _said(texts):
             return Dropped("empty", "no answer")
-        if checks.verdicts and verdict is not None and verdict != "correct":
+        if checks.verdicts and verdict not in (None, "correct", "ungraded") and not _weak(row):
             return Dropped("wrong", str(verdict)[:80])
         words = count_words(texts.response)
         if checks.min_words is not None and words < checks.min_words:
@@ -303,6 +303,13 @@ def _by_source(option: str, values: list[str], kind: type) -> dict[str, Any]:
             raise UserError(f"{option} {value}: {source} is given twice")
         found[source] = number
     return found
+
+
+def _weak(row: Row) -> bool:
+    """Whether the verdict is that of a weaker test, which decides nothing."""
+    provenance = row.get("provenance")
+    made = provenance.get("grade") if isinstance(provenance, dict) else None
+    return isinstance(made, dict) and made.get("strength") == "weak"
 
 
 def register(subparsers: Any) -> None:

@@ -47,7 +47,7 @@ def filtered(tmp_path, rows, items=None, name="out", checks=None, **settings):
 def graded(i, question, answer="It is so.", **keys):
     row = chat(question, answer, id=f"r{i}", problem=f"p{i}", source="pool", domain="math", difficulty=3, sample=0)
     extra = {"prompt": question, "gold": "1", "tests": None, "solution": None, "starter": None, "form": "tags"}
-    return {**row, **extra, "verdict": "correct", "provenance": {"file": "a", "grade": {"strength": "weak"}}, **keys}
+    return {**row, **extra, "verdict": "correct", "provenance": {"file": "a", "grade": {"strength": "full"}}, **keys}
 
 
 def copied(tmp_path, prompt, items, response="It is so.", others=()):
@@ -487,3 +487,11 @@ def test_tokens_of_equal_mathematics():
     for a, b in (("x-1", "x+1"), ("10! + 1", "10 + 1"), ("1.5", "1, 5"), ("2(3+4)", "(2 3)+4"), ("1 _ 3", "_ 1 3")):
         assert tokens(a) != tokens(b)
     assert terms("(a) is 中文") == ["a", "is", "中", "文"] and count_words("is 中文 it") == 5
+
+
+def test_a_verdict_of_the_weaker_test_decides_nothing(tmp_path):
+    weak = {"file": "a", "grade": {"strength": "weak"}}
+    rows = [graded(0, "Why 0?", verdict="wrong", provenance=weak), graded(1, "Why 1?", verdict="wrong"),
+            graded(2, "Why 2?", verdict="ungraded")]  # fmt: skip
+    kept, dropped = filtered(tmp_path, rows)
+    assert [row["id"] for row in kept] == ["r0", "r2"] and dropped["r1"][0] == "wrong"
