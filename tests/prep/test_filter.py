@@ -183,7 +183,7 @@ def test_the_same_template_is_kept_and_told(tmp_path, old, new):
     kept, dropped = filtered(tmp_path, rows, items)
     assert dropped == {"r2": ("contaminated", "out_bench.jsonl item 1: all of it stands in the prompt")}
     assert [row["provenance"]["same_template"][-1] for row in kept] == ["1", "1", "2", "3"]
-    assert all(row["provenance"]["grade"] == {"strength": "weak"} for row in kept)
+    assert all(row["provenance"]["grade"] == {"strength": "full"} for row in kept)
     assert read_finished(tmp_path / "out.jsonl").account.notes["same_template"] == 4
 
 
