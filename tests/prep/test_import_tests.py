@@ -52,7 +52,7 @@ def test_livecodebench_functions(tmp_path):
     tests = [{"input": '[1, 2]\n"x"', "output": "[[1], null]", "testtype": "functional"}]
     row = live(tests, encoded(tests), metadata='{"func_name": "solve"}', starter_code="class Solution:\n")
     found = one(tmp_path, row)
-    assert found["tests"] == {"inputs": ['[1, 2]\n"x"'] * 2, "outputs": [[[1], None]] * 2, "fn_name": "solve"}
+    assert found["tests"] == {"inputs": ['[1, 2]\n"x"'] * 2, "outputs": ["[[1], null]"] * 2, "fn_name": "solve"}
     assert found["starter"] == "class Solution:\n"
 
 
