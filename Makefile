@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lint test faults-short faults demo bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-check clean
+.PHONY: setup vllm lint test faults-short faults demo bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
 
 setup: .venv/.ready
 
@@ -13,6 +13,12 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[train,prep,dev]'
 	touch $@
+
+# A server to test data preparation against, in an environment of its own: 3.4 GB, three to eight minutes.
+vllm: .vllm/.ready
+
+.vllm/.ready: tests/support/install_vllm.py tests/support/vllm_constraints.txt
+	$(PYTHON) tests/support/install_vllm.py .vllm
 
 lint: setup
 	$(BIN)/ruff check .
@@ -56,10 +62,15 @@ bench-host: setup
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' --no-build-isolation
 	$(BIN)/python bench/host_adamw.py
 
+# The client against a server on this machine; verdicts and sandboxed programs a second.
+bench-prep: setup
+	$(BIN)/python bench/asking.py
+	$(BIN)/python bench/grading.py
+
 # Against the stored ratios of a machine of this kind: exit status 1 where the trainer is under 90% of one of them.
 # CHECK=--small is what CI runs.
 bench-check: setup
 	$(BIN)/python bench/throughput.py $(CHECK)
 
 clean:
-	rm -rf .venv build runs *.egg-info skytrain/*.so
+	rm -rf .venv .vllm build runs *.egg-info skytrain/*.so
