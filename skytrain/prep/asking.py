@@ -9,6 +9,7 @@ import contextlib
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from skytrain.prep.prompts import Prompts
 from skytrain.prep.stage import Stage, beside
 
 SYNC_SECONDS = 5.0
+LINE_SECONDS = 60.0
 REFUSED_AT_FIRST = 20
 """Requests refused before any is answered, after which the fault is taken to be in what is asked."""
 OWN = ("model", "messages", "n", "seed", "stream", "temperature", "top_p", "max_tokens")
@@ -125,7 +127,7 @@ def ask_all(stage: Stage, model: Model, log: AnswerLog, requests: Iterable[Reque
             raise UserError(f"{outcome.why}; so were the first {len(failed)} requests, so nothing more is asked")
 
     try:
-        with _display(stage.account.stage, counts, len(log.statuses)):
+        with _display(stage.account.stage, counts, before, model.prices):
             asyncio.run(_until_done(Client(model.asking, counts), missing(), take, log))
     except KeyboardInterrupt:
         print(f"{len(log.statuses):,} answers are saved in {log.path}; run again to go on", file=sys.stderr)
@@ -180,8 +182,8 @@ def spent(stage: Stage, model: Model, records: Iterable[dict[str, Any]]) -> None
 
 
 @contextlib.contextmanager
-def _display(stage: str, counts: Counts, before: int) -> Iterator[None]:
-    """A line that is kept up to date, on a terminal."""
+def _display(stage: str, counts: Counts, before: int, prices: tuple[float, float] | None) -> Iterator[None]:
+    """A line that is kept up to date on a terminal, and else a new one now and then."""
     console = Console(stderr=True)
 
     def line() -> Text:
@@ -189,13 +191,27 @@ def _display(stage: str, counts: Counts, before: int) -> Iterator[None]:
         parts = [f"{stage}: {before + counts.done:,} answered, {counts.out} in flight"]
         parts.append(f"{counts.done / seconds:,.1f} a second, {counts.tokens / seconds:,.0f} tokens a second")
         parts.append(f"{counts.again:,} asked again, {counts.live} of {counts.servers} servers")
+        if prices is not None:
+            parts.append(f"{(counts.prompt_tokens * prices[0] + counts.tokens * prices[1]) / 1e6:,.2f} USD by this run")
         return Text(", ".join(parts))
 
-    if not console.is_terminal:
-        yield
+    if console.is_terminal:
+        with Live(get_renderable=line, console=console, refresh_per_second=4, transient=True):
+            yield
         return
-    with Live(get_renderable=line, console=console, refresh_per_second=4, transient=True):
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(LINE_SECONDS):
+            print(line(), file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
         yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:

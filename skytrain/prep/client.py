@@ -83,7 +83,9 @@ class Counts:
     out: int = 0
     done: int = 0
     again: int = 0
+    prompt_tokens: int = 0
     tokens: int = 0
+    """Of the answers."""
     live: int = 0
     servers: int = 0
     most_out: int = 0
@@ -138,6 +140,7 @@ class Client:
                 self.counts.out -= 1
             self.counts.done += 1
             if isinstance(outcome, Completion):
+                self.counts.prompt_tokens += outcome.prompt_tokens
                 self.counts.tokens += outcome.completion_tokens
             take(outcome)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from teacher import Teacher, free_port, until
 
 from skytrain.errors import UserError
-from skytrain.prep import client
+from skytrain.prep import asking, client
 from skytrain.prep.asking import Model, Sampling
 from skytrain.prep.client import Asking
 from skytrain.prep.generate import generate
@@ -457,3 +458,13 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
     with Teacher(book={"What": "bad \ud800 answer"}) as teacher:
         generate([problems(tmp_path, 2)], tmp_path / "out.jsonl", model(teacher.url))
     assert [row["answer"] for row in rows(tmp_path / "out.jsonl")] == ["bad \ufffd answer"] * 2
+
+
+def test_lines_tell_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(asking, "LINE_SECONDS", 0.05)
+    with Teacher(delay=0.2) as teacher:
+        generate([problems(tmp_path, 20)], tmp_path / "out.jsonl", model(teacher.url, in_flight=5, prices=(1.0, 1.0)))
+    told = capsys.readouterr().err.splitlines()
+    assert any(
+        re.match(r"generate: \d+ answered, 5 in flight, .* 1 of 1 servers, 0.00 USD by this run", line) for line in told
+    )
