@@ -159,7 +159,7 @@ class Client:
             try:
                 return await self._post(server, request)
             except _Again as again:
-                why = again.why
+                why, self.counts.live = again.why, self._servers.live
                 failures += again.counts
                 if again.wait is not None:
                     await asyncio.sleep(again.wait)
