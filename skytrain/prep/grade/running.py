@@ -1,12 +1,15 @@
 """Programs that run in sandboxes: fed and read through pipes, watched, and gone when they are closed."""
 
 from __future__ import annotations
+import __future__
 
+import ast
 import contextlib
 import functools
 import json
 import marshal
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -41,9 +44,10 @@ class Program:
         self.status: int | None = None
         self._pipes, self._level, self._user = pipes, level, sandbox.user(level)
         self._numpy = "numpy" in job["program"]
-        own = {"limits": sandbox.limits(seconds), "user": self._user, "path": sandbox.packages(level, self._numpy)}
-        self._job = marshal.dumps((_runner(), job | own))
-        self._seen, self._reports = 0, bytearray()
+        self._limits = sandbox.limits(seconds)
+        own = {"user": self._user, "path": sandbox.packages(level, self._numpy)}
+        self._job = _runner() + marshal.dumps(job | own)
+        self._begun, self._seen, self._reports = False, 0, bytearray()
         self._process: subprocess.Popen[bytes] | None = None
         self._root: int | None = None
         self._root_file: int | None = None
@@ -82,7 +86,7 @@ class Program:
         self._pipes.read(reports_mine, self._reported)
         self._pipes.notice(self._own(os.pidfd_open(self._process.pid)), self._end)
         if self._level == "process":
-            self._begin(self._process.pid)
+            self._know(self._process.pid)
 
     def _prepared_folder(self) -> str | None:
         if self._folder is None:
@@ -102,9 +106,15 @@ class Program:
         self._files.append(self._pipes.own(file))
         return file
 
-    def _begin(self, root: int) -> None:
-        """Only now is the job handed over: the first process waits for it, so that its number is still its own."""
+    def _know(self, root: int) -> None:
+        """Of its first process, which waits for the job, so that the number is still its own."""
         self._root, self._root_file = root, os.pidfd_open(root)
+
+    def _begin(self) -> None:
+        """Hands over the job, now that Python has started: its limits would be those of bubblewrap before."""
+        for process in processes.below(self._root):
+            for which, limit in self._limits:
+                resource.prlimit(process, which, (limit, limit))
         self._pipes.feed(self._inbox, self._job)
 
     def _printed(self, data: bytes, kept: bool) -> None:
@@ -117,8 +127,11 @@ class Program:
             self.errors = (self.errors + data)[-1000:]
 
     def _returned(self, data: bytes) -> None:
-        self.ready = True
+        if not self._begun:
+            self._begun, data = True, data[1:]
+            self._begin()
         self.result += data
+        self.ready = self.ready or bool(self.result)
         if len(self.result) > sandbox.OUTPUT:
             self.fault = "crash"
 
@@ -128,7 +141,7 @@ class Program:
             line, _, self._reports = self._reports.partition(b"\n")
             report = json.loads(line)
             if "child-pid" in report:
-                self._begin(report["child-pid"])
+                self._know(report["child-pid"])
             self.status = report.get("exit-code", self.status)
 
     def look(self) -> None:
@@ -207,5 +220,9 @@ def _last_line(errors: bytes) -> str:
 
 
 @functools.cache
-def _runner() -> Any:
-    return compile(Path(inside.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True)
+def _runner() -> bytes:
+    """The future is the compiler's business alone, and would be imported from a file of its own."""
+    tree = ast.parse(Path(inside.__file__).read_bytes())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    flags = __future__.annotations.compiler_flag
+    return marshal.dumps(compile(tree, "<runner>", "exec", flags=flags, dont_inherit=True))

@@ -46,8 +46,8 @@ def check_level(level: str) -> None:
     """Raises `UserError` for a level that is none, or whose program is missing."""
     if level not in LEVELS:
         raise UserError(f"sandbox {level!r}: name one of {', '.join(LEVELS)}")
-    if level == "bubblewrap" and shutil.which("bwrap") is None:
-        raise UserError(f"sandbox 'bubblewrap': there is no bwrap on the PATH; {advice()}")
+    if level == "bubblewrap":
+        _bubblewrap()
 
 
 def advice() -> str:
@@ -102,12 +102,16 @@ def _python() -> str:
 
 @functools.cache
 def _bubblewrap() -> tuple[str, ...]:
+    """Up to what a single program needs. Raises `UserError` where there is none."""
+    path = shutil.which("bwrap")
+    if path is None:
+        raise UserError(f"sandbox 'bubblewrap': there is no bwrap on the PATH; {advice()}")
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     if os.geteuid() == 0:
         spaces += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         spaces += ["--unshare-user"]
-    return (shutil.which("bwrap"), *spaces, *_system(), *_interpreter(), *_devices())
+    return (path, *spaces, *_system(), *_interpreter(), *_devices())
 
 
 def _system() -> Iterator[str]:
@@ -134,7 +138,7 @@ def _interpreter() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     """Those that programs use. `--dev` makes all, and a file system of terminals, in a quarter of the whole start."""
     yield from ("--proc", "/proc", "--dir", "/dev")
-    for name in ("null", "zero", "urandom"):
+    for name in ("null", "urandom"):
         yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield from ("--symlink", f"/proc/self/fd/{number}", f"/dev/{name}")
