@@ -285,7 +285,7 @@ def _serve(job: dict[str, Any], outbox: int) -> None:
             reply = encode(("error", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]))
         else:
             try:
-                reply = encode(("result", result, args))
+                reply = encode(("result", result, args, keywords))
             except Unencodable:
                 reply = encode(("opaque",))
         _send(job["send"], reply)
@@ -341,7 +341,7 @@ def _proxy(job: dict[str, Any], name: str, faults: list[BaseException]) -> Calla
         _send(job["send"], encode((name, list(args), keywords)))
         reply = decode(_receive(job["receive"]))
         if reply[0] == "result":
-            for mine, theirs in zip(args, reply[2]):
+            for mine, theirs in (*zip(args, reply[2]), *((keywords[key], reply[3][key]) for key in keywords)):
                 _copy_back(mine, theirs)
             return reply[1]
         if reply[0] == "error":

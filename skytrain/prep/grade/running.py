@@ -47,7 +47,7 @@ class Program:
         self._limits = sandbox.limits(seconds)
         own = {"user": self._user, "path": sandbox.packages(level, self._numpy)}
         self._job = _runner() + marshal.dumps(job | own)
-        self._begun, self._seen, self._reports = False, 0, bytearray()
+        self._booted, self._seen, self._reports = False, 0, bytearray()
         self._process: subprocess.Popen[bytes] | None = None
         self._root: int | None = None
         self._root_file: int | None = None
@@ -109,12 +109,18 @@ class Program:
     def _know(self, root: int) -> None:
         """Of its first process, which waits for the job, so that the number is still its own."""
         self._root, self._root_file = root, os.pidfd_open(root)
+        self._begin()
 
     def _begin(self) -> None:
-        """Hands over the job, now that Python has started: its limits would be those of bubblewrap before."""
-        for process in processes.below(self._root):
+        """Hands over the job, once Python has started: before, its limits would be those of bubblewrap."""
+        if not self._booted or self._root is None:
+            return
+        found = list(processes.below(self._root))
+        if self._level == "bubblewrap" and len(found) < 2:
+            raise UserError("a sandbox died, or /proc tells no children (the kernel's CONFIG_PROC_CHILDREN)")
+        with contextlib.suppress(ProcessLookupError):
             for which, limit in self._limits:
-                resource.prlimit(process, which, (limit, limit))
+                resource.prlimit(found[-1], which, (limit, limit))
         self._pipes.feed(self._inbox, self._job)
 
     def _printed(self, data: bytes, kept: bool) -> None:
@@ -127,8 +133,8 @@ class Program:
             self.errors = (self.errors + data)[-1000:]
 
     def _returned(self, data: bytes) -> None:
-        if not self._begun:
-            self._begun, data = True, data[1:]
+        if not self._booted:
+            self._booted, data = True, data[1:]
             self._begin()
         self.result += data
         self.ready = self.ready or bool(self.result)

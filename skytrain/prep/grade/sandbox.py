@@ -75,7 +75,16 @@ def command(level: str, files: tuple[int, int], status: int, numpy: bool) -> lis
     if level == "process":
         return python
     packages = [part for path in numpy_packages() for part in ("--ro-bind", str(path), f"/packages/{path.name}")]
-    return [*_bubblewrap(), *(packages if numpy else ()), "--json-status-fd", str(status), "--remount-ro", "/", *python]
+    folder = ["--perms", "0755", "--dir", "/packages"]
+    return [
+        *_bubblewrap(),
+        *((*folder, *packages) if numpy else ()),
+        "--json-status-fd",
+        str(status),
+        "--remount-ro",
+        "/",
+        *python,
+    ]
 
 
 def packages(level: str, numpy: bool) -> list[str]:
