@@ -179,7 +179,9 @@ class Program:
         self._process.kill()
         self._process.wait()
         if self._root_file is not None:
-            select.select([self._root_file], [], [])
+            gone = select.poll()
+            gone.register(self._root_file, select.POLLIN)
+            gone.poll()
             os.close(self._root_file)
             self._root_file = None
 
