@@ -126,17 +126,32 @@ def test_no_privilege_is_left_or_gained():
 import os
 fields = dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines())
 assert fields['NoNewPrivs'].strip() == '1'
-assert os.getuid() != 0 or 'x' in open('/proc/self/uid_map').read() + 'x'
+assert os.getuid() != 0
 assert int(fields['CapEff'], 16) == int(fields['CapPrm'], 16) == int(fields['CapAmb'], 16) == 0
-for attempt in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: os.chroot('/tmp'), lambda: os.mknod('/tmp/a', 0o20666, 1)):
+for call, *arguments in ((os.setuid, 0), (os.setgroups, [0]), (os.chroot, '/tmp'), (os.mknod, '/tmp/a', 0o20666, 1)):
     try:
-        attempt()
+        call(*arguments)
     except OSError:
         continue
     raise AssertionError
 print(7)
 """
     assert printed(program) == "correct"
+
+
+CALLS = {
+    "memfd": "import os\nos.memfd_create('x')",
+    "shm": "import ctypes, os\nif ctypes.CDLL(None, use_errno=True).shmget(0, 1 << 20, 0o1600) < 0:\n    raise OSError",
+    "namespace": "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000):\n    raise OSError",
+    "clone": "import ctypes\nif ctypes.CDLL(None).syscall(56, 0x10000011, 0, 0, 0, 0) == -1:\n    raise OSError",
+    "ptrace": "import ctypes\nif ctypes.CDLL(None).ptrace(0, 0, 0, 0):\n    raise OSError",
+    "mount": "import ctypes\nif ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, 0):\n    raise OSError",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_system_calls_that_are_refused(call):
+    assert tried(CALLS[call]) == "correct"
 
 
 @pytest.mark.parametrize("program", [
@@ -225,7 +240,8 @@ print(7)
 
 @pytest.mark.parametrize("program", [
     "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "import signal, time\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\nwhile True: time.sleep(9)",
+    "import signal, time\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+    "    except OSError: pass\nwhile True: time.sleep(9)",
     "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(99)",
     "import time\ntime.sleep(99)",
     "import sys, time\nsys.stdout.close()\nsys.stderr.close()\ntime.sleep(99)",
@@ -251,7 +267,8 @@ def test_nobody_else_is_killed(attempt):
 
 
 SPIES = {
-    "frames": "import sys\nframe = sys._getframe()\nwhile frame:\n    found += [repr(frame.f_locals), repr(frame.f_globals)]\n"
+    "frames": "import sys\nframe = sys._getframe()\nwhile frame:\n"
+    "    found += [repr(frame.f_locals), repr(frame.f_globals)]\n"
     "    frame = frame.f_back",
     "gc": "import gc\nfound += [repr(o) for o in gc.get_objects() if isinstance(o, (str, dict, list, tuple, bytes))]",
     "environments": "import glob\nfor p in glob.glob('/proc/*/environ') + glob.glob('/proc/*/cmdline'):\n"
@@ -260,11 +277,10 @@ SPIES = {
     "        found.append(repr(os.read(n, 9999)))\n    except OSError: pass",
     "files": "import os\nfor d, _, names in os.walk('/tmp'):\n"
     "    found += [open(os.path.join(d, n)).read() for n in names if n != 'program.py']",
-    "memory": "for line in open('/proc/self/maps'):\n    start, end = (int(x, 16) for x in line.split()[0].split('-'))\n"
-    "    if 'r' in line.split()[1] and 'v' not in line.split()[-1][:2]:\n"
-    "        try:\n            with open('/proc/self/mem', 'rb') as m:\n                m.seek(start)\n"
-    "                found.append(m.read(min(end - start, 1 << 24)).decode('latin-1'))\n"
-    "        except (OSError, ValueError, OverflowError): pass",
+    "memory": "import ctypes\nfor line in open('/proc/self/maps').read().splitlines():\n    fields = line.split()\n"
+    "    start, end = (int(x, 16) for x in fields[0].split('-'))\n"
+    "    if 'r' in fields[1] and fields[-1] in ('0', '[heap]', '[stack]'):\n"
+    "        found.append(ctypes.string_at(start, end - start).decode('latin-1'))",
 }
 
 
@@ -275,6 +291,15 @@ def test_what_is_expected_is_not_to_be_found(spy):
     assert printed(look + "\nprint(mark if seen else 'nothing')", expected=hidden) == "wrong"
     lines = "\n    ".join(look.splitlines())
     assert called(f"def f(a):\n    {lines}\n    return mark if seen else None", [1], hidden) == "wrong"
+
+
+@pytest.mark.parametrize("spy", ["frames", "gc", "memory"])
+def test_the_search_itself_finds_what_is_there(spy):
+    lines = "\n    ".join(("found = []\n" + SPIES[spy]).splitlines())
+    program = (
+        f"def f(a):\n    {lines}\n    mark = 'zq' + str(81726355 - 1)\n    return any(mark in text for text in found)"
+    )
+    assert called(program, ["zq" + "81726354"], True) == "correct"
 
 
 EQUAL = """
@@ -308,7 +333,8 @@ def test_equality_is_not_the_programs_to_tell(base):
     "import os\nfor n in range(3, 30):\n    try: os.write(n, b'l1\\ni1\\n1')\n    except OSError: pass",
     "import os\nfor n in range(3, 30):\n    try: os.write(n, b'correct')\n    except OSError: pass\nos._exit(0)",
     "import os\nfor n in range(3, 30):\n    try: os.write(n, b'\\x00' * 65536)\n    except OSError: pass",
-    "import os\nfor n in range(3, 30):\n    try: os.write(n, (4).to_bytes(8, 'little') + b'T' * 4)\n    except OSError: pass",
+    "import os\nfor n in range(3, 30):\n    try:\n"
+    "        os.write(n, (4).to_bytes(8, 'little') + b'T' * 4)\n    except OSError: pass",
     "import sys\nsys.modules['marshal'] = sys.modules['posix'] = None",
 ])  # fmt: skip
 def test_verdicts_are_not_the_programs_to_write(attack):
@@ -320,7 +346,8 @@ def test_verdicts_are_not_the_programs_to_write(attack):
     assert grade_code(program, {"check": check, "entry_point": "f"}, seconds=3) in ("wrong", "crash", "timeout")
 
 
-@pytest.mark.parametrize("result", [b"l9999999999\n", b"l1\n" * 5000, b"i3\nxyz", b"i999999999999\n1", b"q", b"d1\nl0\nN",
+@pytest.mark.parametrize("result", [b"l9999999999\n", b"l1\n" * 5000, b"i3\nxyz", b"i999999999999\n1", b"q",
+                                    b"d1\nl0\nN",
                                     b"s1\n\xff", b"NN", b"l-5\n", b"f3\nabc", b"i-1\n", b"t"])  # fmt: skip
 def test_a_result_of_no_form_is_wrong(result):
     program = f"import os\ndef f(a):\n    for n in range(3, 30):\n        try: os.write(n, {result!r})\n"
@@ -330,7 +357,8 @@ def test_a_result_of_no_form_is_wrong(result):
 
 def test_the_caller_may_be_interrupted():
     program = "import time\ntime.sleep(60)"
-    code = f"from skytrain.prep.grade import grade_code\ngrade_code({program!r}, {{'inputs': [''], 'outputs': ['']}}, seconds=60)"
+    code = "from skytrain.prep.grade import grade_code\n"
+    code += f"grade_code({program!r}, {{'inputs': [''], 'outputs': ['']}}, seconds=60)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
     time.sleep(1.5)
     child.send_signal(2)
@@ -339,7 +367,8 @@ def test_the_caller_may_be_interrupted():
 
 def test_the_caller_may_be_killed():
     program = "import time\ntime.sleep(60)"
-    code = f"from skytrain.prep.grade import grade_code\ngrade_code({program!r}, {{'inputs': [''], 'outputs': ['']}}, seconds=60)"
+    code = "from skytrain.prep.grade import grade_code\n"
+    code += f"grade_code({program!r}, {{'inputs': [''], 'outputs': ['']}}, seconds=60)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     time.sleep(1.5)
     child.kill()
@@ -351,8 +380,8 @@ def test_the_caller_may_be_killed():
 
 
 def test_neighbours_do_not_take_each_others_processes():
-    bomb = threading.Thread(target=printed, args=("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",),
-                            kwargs={"seconds": 2})  # fmt: skip
+    forks = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    bomb = threading.Thread(target=printed, args=(forks,), kwargs={"seconds": 2})
     bomb.start()
     time.sleep(0.5)
     program = (
@@ -377,7 +406,7 @@ def test_a_sandbox_that_does_not_start_is_the_users_to_mend(monkeypatch, tmp_pat
     broken.chmod(0o755)
     sandboxes._bubblewrap.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match='No permissions to create new namespace.*sandbox="process"'):
+    with pytest.raises(UserError, match=r'No permissions to create new namespace.*sandbox="process"'):
         printed("print(7)")
     broken.unlink()
     sandboxes._bubblewrap.cache_clear()
@@ -451,6 +480,9 @@ def test_what_a_sandbox_inherits():
     program = running.Program(pipes, "bubblewrap", job, 5.0, b"")
     try:
         assert running.watch(pipes, [program], 5.0) is None
-        assert program.output.decode() == "['0', '1', '2', '3'] ['HOME', 'OPENBLAS_NUM_THREADS', 'PATH', 'PWD']\n"
+        assert (
+            program.output.decode()
+            == "['0', '1', '2', '3'] ['HOME', 'LC_ALL', 'OPENBLAS_NUM_THREADS', 'PATH', 'PWD']\n"
+        )
     finally:
         program.close()

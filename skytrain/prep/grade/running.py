@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skytrain.errors import UserError
-from skytrain.prep.grade import inside, processes, sandbox
+from skytrain.prep.grade import inside, processes, sandbox, seccomp
 from skytrain.prep.grade.pipes import Pipes
 
 START_SECONDS = 60.0
@@ -65,16 +65,19 @@ class Program:
             inbox, self._inbox = self._pipe(theirs, reads=True)
             (output, output_mine), (errors, errors_mine) = self._pipe(theirs), self._pipe(theirs)
             (outbox, outbox_mine), (reports, reports_mine) = self._pipe(theirs), self._pipe(theirs)
+            calls, filter_mine = self._pipe(theirs, reads=True)
+            os.write(filter_mine, seccomp.program())
+            self._pipes.close(filter_mine)
             if self._user is not None:
                 for file in (stdin_theirs, output, errors):
                     # Else no program could open /dev/stdin, which is the pipe itself.
                     os.fchown(file, self._user, self._user)
             self._process = subprocess.Popen(
-                sandbox.command(self._level, (inbox, outbox), reports, self._numpy),
+                sandbox.command(self._level, inbox, outbox, reports, calls, self._numpy),
                 stdin=stdin_theirs,
                 stdout=output,
                 stderr=errors,
-                pass_fds=(inbox, outbox, reports, *files),
+                pass_fds=(inbox, outbox, reports, calls, *files),
                 cwd=self._prepared_folder(),
                 env=sandbox.ENVIRONMENT,
                 start_new_session=True,

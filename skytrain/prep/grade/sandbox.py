@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skytrain.errors import UserError
-from skytrain.prep.grade import inside
+from skytrain.prep.grade import inside, seccomp
 
 LEVELS = ("bubblewrap", "process")
 MIB = 1 << 20
@@ -26,7 +26,7 @@ MEMORY = 1024 * MIB
 OUTPUT = 64 * MIB
 PROCESSES = 8
 """Threads count."""
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 _FLAGS = ["-I", "-S", "-B", "-X", "utf8"]
 _LIMITS = [
     # Above the memory: the interpreter itself, and the stack of a thread that recurses deeply.
@@ -69,22 +69,16 @@ def user(level: str) -> int | None:
     return 20_000 + (os.getpid() * 64 + next(_numbers) % 64) % 40_000
 
 
-def command(level: str, files: tuple[int, int], status: int, numpy: bool) -> list[str]:
-    """Starts the runner. `files`: where its job comes from and its results go; `status`: where bubblewrap reports."""
-    python = [_python(), *_FLAGS, "-c", inside.BOOT, *map(str, files)]
+def command(level: str, inbox: int, outbox: int, reports: int, calls: int, numpy: bool) -> list[str]:
+    """Starts the runner, whose job comes through `inbox` and whose results go to `outbox`. For bubblewrap, `reports` is
+    where it reports, and `calls` gives the filter of system calls."""
+    python = [_python(), *_FLAGS, "-c", inside.BOOT, str(inbox), str(outbox)]
     if level == "process":
         return python
     packages = [part for path in numpy_packages() for part in ("--ro-bind", str(path), f"/packages/{path.name}")]
-    folder = ["--perms", "0755", "--dir", "/packages"]
-    return [
-        *_bubblewrap(),
-        *((*folder, *packages) if numpy else ()),
-        "--json-status-fd",
-        str(status),
-        "--remount-ro",
-        "/",
-        *python,
-    ]
+    packages = ["--perms", "0755", "--dir", "/packages", *packages] if numpy else []
+    pipes = ["--json-status-fd", str(reports), *(["--seccomp", str(calls)] if seccomp.program() else [])]
+    return [*_bubblewrap(), *packages, *pipes, "--remount-ro", "/", *python]
 
 
 def packages(level: str, numpy: bool) -> list[str]:
