@@ -70,6 +70,17 @@ WRITERS = {
     "atexit": "import atexit\natexit.register(print, 7)",
     "another stdout": "import sys, os, io\nsys.stdout = io.StringIO()\nprint(7)\n"
     "os.write(1, sys.stdout.getvalue().encode())",
+    "a wrapped stdout": "import io, os, sys\nclass Wrapper(io.IOBase):\n    def __init__(self, file):\n"
+    "        self.buffer = io.BytesIO()\n        self.file = file\n"
+    "        self.write = lambda s: self.buffer.write(s.encode())\n"
+    "    def flush(self): os.write(self.file.fileno(), self.buffer.getvalue())\n"
+    "class Plain:\n    def __init__(self, file): self.flush, self.write = file.flush, file.write\n"
+    "sys.stdout = Plain(Wrapper(sys.stdout))\nsys.stdout.write('7')",
+    "a cycle with a file": "class A: pass\na = A()\na.a, a.f = a, open(1, 'w')\na.f.write('7')",
+    "a file that a function holds": "f = open(1, 'w')\nf.write('7')\ndef g(): return f",
+    "del with globals": "def show(): print(x)\nx = 7\nclass A:\n    def __del__(self): show()\na = A()",
+    "an atexit that writes at the end": "import atexit, io, sys\nout = io.StringIO()\nreal = sys.stdout\n"
+    "sys.stdout = out\natexit.register(lambda: real.write(out.getvalue()))\nprint(7)",
     "del": "class A:\n    def __del__(self):\n        print(7)\na = A()",
     "thread": "import threading\nt = threading.Thread(target=print, args=(7,))\nt.start()",
     "exec": "exec('print(7)')",
@@ -108,7 +119,15 @@ BAD_ENDS = [
         "import os; os._exit(3)",
         "import nothing_of_this_name",
     ),
-    *("input()", "return 7", "def f(): f()\nf()", "import ctypes; ctypes.string_at(1)", "'\0'", "'\ud800'"),
+    *(
+        "input()",
+        "return 7",
+        "import sys\nsys.stdout = object()",
+        "def f(): f()\nf()",
+        "import ctypes; ctypes.string_at(1)",
+        "'\0'",
+        "'\ud800'",
+    ),
 ]
 
 

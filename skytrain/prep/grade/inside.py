@@ -212,8 +212,7 @@ def _load(job: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
 
 def _run(job: dict[str, Any], outbox: int) -> None:
     posix.close(outbox)
-    code, namespace = _load(job, "__main__")
-    exec(code, namespace)
+    exec(*_load(job, "__main__"))
 
 
 def _call(job: dict[str, Any], outbox: int) -> None:

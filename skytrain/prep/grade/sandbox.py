@@ -140,12 +140,10 @@ def _interpreter() -> Iterator[str]:
 
 def _devices() -> Iterator[str]:
     """Those that programs use. `--dev` makes all, and a file system of terminals, in a quarter of the whole start."""
-    yield from ("--proc", "/proc", "--dir", "/dev")
-    for name in ("null", "urandom"):
-        yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
+    yield from ("--proc", "/proc", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield from ("--symlink", f"/proc/self/fd/{number}", f"/dev/{name}")
-    yield from ("--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "urandom", "/dev/random")
+    yield from ("--symlink", "/proc/self/fd", "/dev/fd")
     yield from ("--symlink", "/tmp", "/dev/shm")
     yield from ("--size", str(64 * MIB), "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp")
 
