@@ -123,6 +123,8 @@ class Program:
             raise UserError("a sandbox died, or /proc tells no children (the kernel's CONFIG_PROC_CHILDREN)")
         with contextlib.suppress(ProcessLookupError):
             for which, limit in self._limits:
+                most = resource.prlimit(found[-1], which)[1]
+                limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
                 resource.prlimit(found[-1], which, (limit, limit))
         self._pipes.feed(self._inbox, self._job)
 
@@ -182,6 +184,7 @@ class Program:
         self._process.kill()
         self._process.wait()
         if self._root_file is not None:
+            # No select: it takes no descriptor above 1023.
             gone = select.poll()
             gone.register(self._root_file, select.POLLIN)
             gone.poll()
