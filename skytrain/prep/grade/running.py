@@ -51,6 +51,7 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         self._root: int | None = None
         self._root_file: int | None = None
+        self._reports_file: int | None = None
         self._files: list[int] = []
         self._folder = tempfile.TemporaryDirectory() if level == "process" else None
         try:
@@ -87,6 +88,7 @@ class Program:
         self._pipes.read(errors_mine, functools.partial(self._printed, kept=False))
         self._pipes.read(outbox_mine, self._returned)
         self._pipes.read(reports_mine, self._reported)
+        self._reports_file = reports_mine
         self._pipes.notice(self._own(os.pidfd_open(self._process.pid)), self._end)
         if self._level == "process":
             self._know(self._process.pid)
@@ -173,6 +175,8 @@ class Program:
         """All of its processes. Those of a namespace are gone before its first one is."""
         if self._process is None:
             return
+        if self._root is None and self._reports_file is not None:
+            self._pipes.drain(self._reports_file)
         if self._root_file is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._root_file, signal.SIGKILL)
