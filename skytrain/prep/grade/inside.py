@@ -7,6 +7,7 @@ or to this very code, what arrives is a tree of builtin values, to be compared w
 
 from __future__ import annotations
 
+import gc
 import posix
 import sys
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-BOOT = """import marshal, sys
-code, job = marshal.loads(open(int(sys.argv[1]), "rb").read())
+BOOT = """import marshal, posix, sys
+posix.write(int(sys.argv[2]), b"B")
+with open(int(sys.argv[1]), "rb") as file:
+    code, job = marshal.load(file), marshal.load(file)
 names = {}
 exec(code, names)
 names["main"](job, int(sys.argv[2]))
@@ -171,29 +174,23 @@ _KINDS: dict[bytes, Callable[[list[Any]], Any]] = {
 
 
 def main(job: dict[str, Any], outbox: int) -> None:
-    """Confines this process as the job says, tells the parent so, and does the job's one thing."""
-    _confine(job)
-    _write(outbox, b"R")
-    _MODES[job["mode"]](job, outbox)
-
-
-def _confine(job: dict[str, Any]) -> None:
-    import resource
-
-    for which, limit in job["limits"]:
-        resource.setrlimit(which, (limit, limit))
+    """Becomes the user that the job says, tells the parent so, and does the job's one thing. Limits are set from
+    outside: a library to set them takes long to load."""
     if job["user"] is not None:
         # Root's number of processes has no limit, and root's capabilities would be kept.
         posix.setgroups([])
         posix.setgid(job["user"])
         posix.setuid(job["user"])
+    # What is there already need not be searched for garbage, which takes long at the end.
+    gc.freeze()
+    _write(outbox, b"R")
+    _MODES[job["mode"]](job, outbox)
 
 
 def _load(job: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
     """The program's code, and the namespace of a new module for it; the program lies in a file of the working folder,
     which tracebacks and programs read."""
     import builtins
-
     from _sitebuiltins import Quitter
 
     builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")
@@ -202,8 +199,9 @@ def _load(job: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
     path = posix.getcwd() + "/program.py"
     sys.argv[:] = [path]
     source = job["program"].removeprefix("\ufeff")
-    with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
-        file.write(source)
+    file = posix.open(path, posix.O_WRONLY | posix.O_CREAT)
+    _write(file, source.encode("utf-8", "surrogatepass"))
+    posix.close(file)
     # The runner's own module stays alive in the interpreter, which holds no reference to it.
     sys.modules["__runner__"] = sys.modules["__main__"]
     module = sys.modules[name] = type(sys)(name)
@@ -214,8 +212,7 @@ def _load(job: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
 
 def _run(job: dict[str, Any], outbox: int) -> None:
     posix.close(outbox)
-    code, namespace = _load(job, "__main__")
-    exec(code, namespace)
+    exec(*_load(job, "__main__"))
 
 
 def _call(job: dict[str, Any], outbox: int) -> None:
@@ -287,7 +284,7 @@ def _serve(job: dict[str, Any], outbox: int) -> None:
             reply = encode(("error", [kind.__name__ for kind in type(error).__mro__], str(error)[:1000]))
         else:
             try:
-                reply = encode(("result", result, args))
+                reply = encode(("result", result, args, keywords))
             except Unencodable:
                 reply = encode(("opaque",))
         _send(job["send"], reply)
@@ -343,7 +340,7 @@ def _proxy(job: dict[str, Any], name: str, faults: list[BaseException]) -> Calla
         _send(job["send"], encode((name, list(args), keywords)))
         reply = decode(_receive(job["receive"]))
         if reply[0] == "result":
-            for mine, theirs in zip(args, reply[2]):
+            for mine, theirs in (*zip(args, reply[2]), *((keywords[key], reply[3][key]) for key in keywords)):
                 _copy_back(mine, theirs)
             return reply[1]
         if reply[0] == "error":

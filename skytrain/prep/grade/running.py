@@ -1,12 +1,15 @@
 """Programs that run in sandboxes: fed and read through pipes, watched, and gone when they are closed."""
 
 from __future__ import annotations
+import __future__
 
+import ast
 import contextlib
 import functools
 import json
 import marshal
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skytrain.errors import UserError
-from skytrain.prep.grade import inside, processes, sandbox
+from skytrain.prep.grade import inside, processes, sandbox, seccomp
 from skytrain.prep.grade.pipes import Pipes
 
 START_SECONDS = 60.0
@@ -41,12 +44,14 @@ class Program:
         self.status: int | None = None
         self._pipes, self._level, self._user = pipes, level, sandbox.user(level)
         self._numpy = "numpy" in job["program"]
-        own = {"limits": sandbox.limits(seconds), "user": self._user, "path": sandbox.packages(level, self._numpy)}
-        self._job = marshal.dumps((_runner(), job | own))
-        self._seen, self._reports = 0, bytearray()
+        self._limits = sandbox.limits(seconds)
+        own = {"user": self._user, "path": sandbox.packages(level, self._numpy)}
+        self._job = _runner() + marshal.dumps(job | own)
+        self._booted, self._seen, self._reports = False, 0, bytearray()
         self._process: subprocess.Popen[bytes] | None = None
         self._root: int | None = None
         self._root_file: int | None = None
+        self._reports_file: int | None = None
         self._files: list[int] = []
         self._folder = tempfile.TemporaryDirectory() if level == "process" else None
         try:
@@ -61,16 +66,19 @@ class Program:
             inbox, self._inbox = self._pipe(theirs, reads=True)
             (output, output_mine), (errors, errors_mine) = self._pipe(theirs), self._pipe(theirs)
             (outbox, outbox_mine), (reports, reports_mine) = self._pipe(theirs), self._pipe(theirs)
+            calls, filter_mine = self._pipe(theirs, reads=True)
+            os.write(filter_mine, seccomp.program())
+            self._pipes.close(filter_mine)
             if self._user is not None:
                 for file in (stdin_theirs, output, errors):
                     # Else no program could open /dev/stdin, which is the pipe itself.
                     os.fchown(file, self._user, self._user)
             self._process = subprocess.Popen(
-                sandbox.command(self._level, (inbox, outbox), reports, self._numpy),
+                sandbox.command(self._level, inbox, outbox, reports, calls, self._numpy),
                 stdin=stdin_theirs,
                 stdout=output,
                 stderr=errors,
-                pass_fds=(inbox, outbox, reports, *files),
+                pass_fds=(inbox, outbox, reports, calls, *files),
                 cwd=self._prepared_folder(),
                 env=sandbox.ENVIRONMENT,
                 start_new_session=True,
@@ -80,9 +88,10 @@ class Program:
         self._pipes.read(errors_mine, functools.partial(self._printed, kept=False))
         self._pipes.read(outbox_mine, self._returned)
         self._pipes.read(reports_mine, self._reported)
+        self._reports_file = reports_mine
         self._pipes.notice(self._own(os.pidfd_open(self._process.pid)), self._end)
         if self._level == "process":
-            self._begin(self._process.pid)
+            self._know(self._process.pid)
 
     def _prepared_folder(self) -> str | None:
         if self._folder is None:
@@ -102,9 +111,23 @@ class Program:
         self._files.append(self._pipes.own(file))
         return file
 
-    def _begin(self, root: int) -> None:
-        """Only now is the job handed over: the first process waits for it, so that its number is still its own."""
+    def _know(self, root: int) -> None:
+        """Of its first process, which waits for the job, so that the number is still its own."""
         self._root, self._root_file = root, os.pidfd_open(root)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hands over the job, once Python has started: before, its limits would be those of bubblewrap."""
+        if not self._booted or self._root is None:
+            return
+        found = list(processes.below(self._root))
+        if self._level == "bubblewrap" and len(found) < 2:
+            raise UserError("a sandbox died, or /proc tells no children (the kernel's CONFIG_PROC_CHILDREN)")
+        with contextlib.suppress(ProcessLookupError):
+            for which, limit in self._limits:
+                most = resource.prlimit(found[-1], which)[1]
+                limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+                resource.prlimit(found[-1], which, (limit, limit))
         self._pipes.feed(self._inbox, self._job)
 
     def _printed(self, data: bytes, kept: bool) -> None:
@@ -117,8 +140,11 @@ class Program:
             self.errors = (self.errors + data)[-1000:]
 
     def _returned(self, data: bytes) -> None:
-        self.ready = True
+        if not self._booted:
+            self._booted, data = True, data[1:]
+            self._begin()
         self.result += data
+        self.ready = self.ready or bool(self.result)
         if len(self.result) > sandbox.OUTPUT:
             self.fault = "crash"
 
@@ -128,7 +154,7 @@ class Program:
             line, _, self._reports = self._reports.partition(b"\n")
             report = json.loads(line)
             if "child-pid" in report:
-                self._begin(report["child-pid"])
+                self._know(report["child-pid"])
             self.status = report.get("exit-code", self.status)
 
     def look(self) -> None:
@@ -149,6 +175,8 @@ class Program:
         """All of its processes. Those of a namespace are gone before its first one is."""
         if self._process is None:
             return
+        if self._root is None and self._reports_file is not None:
+            self._pipes.drain(self._reports_file)
         if self._root_file is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._root_file, signal.SIGKILL)
@@ -160,7 +188,10 @@ class Program:
         self._process.kill()
         self._process.wait()
         if self._root_file is not None:
-            select.select([self._root_file], [], [])
+            # No select: it takes no descriptor above 1023.
+            gone = select.poll()
+            gone.register(self._root_file, select.POLLIN)
+            gone.poll()
             os.close(self._root_file)
             self._root_file = None
 
@@ -207,5 +238,9 @@ def _last_line(errors: bytes) -> str:
 
 
 @functools.cache
-def _runner() -> Any:
-    return compile(Path(inside.__file__).read_bytes(), "<runner>", "exec", dont_inherit=True)
+def _runner() -> bytes:
+    """The future is the compiler's business alone, and would be imported from a file of its own."""
+    tree = ast.parse(Path(inside.__file__).read_bytes())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    flags = __future__.annotations.compiler_flag
+    return marshal.dumps(compile(tree, "<runner>", "exec", flags=flags, dont_inherit=True))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skytrain.errors import UserError
-from skytrain.prep.grade import inside
+from skytrain.prep.grade import inside, seccomp
 
 LEVELS = ("bubblewrap", "process")
 MIB = 1 << 20
@@ -26,7 +26,7 @@ MEMORY = 1024 * MIB
 OUTPUT = 64 * MIB
 PROCESSES = 8
 """Threads count."""
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 _FLAGS = ["-I", "-S", "-B", "-X", "utf8"]
 _LIMITS = [
     # Above the memory: the interpreter itself, and the stack of a thread that recurses deeply.
@@ -46,8 +46,8 @@ def check_level(level: str) -> None:
     """Raises `UserError` for a level that is none, or whose program is missing."""
     if level not in LEVELS:
         raise UserError(f"sandbox {level!r}: name one of {', '.join(LEVELS)}")
-    if level == "bubblewrap" and shutil.which("bwrap") is None:
-        raise UserError(f"sandbox 'bubblewrap': there is no bwrap on the PATH; {advice()}")
+    if level == "bubblewrap":
+        _bubblewrap()
 
 
 def advice() -> str:
@@ -69,13 +69,16 @@ def user(level: str) -> int | None:
     return 20_000 + (os.getpid() * 64 + next(_numbers) % 64) % 40_000
 
 
-def command(level: str, files: tuple[int, int], status: int, numpy: bool) -> list[str]:
-    """Starts the runner. `files`: where its job comes from and its results go; `status`: where bubblewrap reports."""
-    python = [_python(), *_FLAGS, "-c", inside.BOOT, *map(str, files)]
+def command(level: str, inbox: int, outbox: int, reports: int, calls: int, numpy: bool) -> list[str]:
+    """Starts the runner, whose job comes through `inbox` and whose results go to `outbox`. For bubblewrap, `reports` is
+    where it reports, and `calls` gives the filter of system calls."""
+    python = [_python(), *_FLAGS, "-c", inside.BOOT, str(inbox), str(outbox)]
     if level == "process":
         return python
     packages = [part for path in numpy_packages() for part in ("--ro-bind", str(path), f"/packages/{path.name}")]
-    return [*_bubblewrap(), *(packages if numpy else ()), "--json-status-fd", str(status), "--remount-ro", "/", *python]
+    packages = ["--perms", "0755", "--dir", "/packages", *packages] if numpy else []
+    pipes = ["--json-status-fd", str(reports), *(["--seccomp", str(calls)] if seccomp.program() else [])]
+    return [*_bubblewrap(), *packages, *pipes, "--remount-ro", "/", *python]
 
 
 def packages(level: str, numpy: bool) -> list[str]:
@@ -102,12 +105,16 @@ def _python() -> str:
 
 @functools.cache
 def _bubblewrap() -> tuple[str, ...]:
+    """Up to what a single program needs. Raises `UserError` where there is none."""
+    path = shutil.which("bwrap")
+    if path is None:
+        raise UserError(f"sandbox 'bubblewrap': there is no bwrap on the PATH; {advice()}")
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     if os.geteuid() == 0:
         spaces += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         spaces += ["--unshare-user"]
-    return (shutil.which("bwrap"), *spaces, *_system(), *_interpreter(), *_devices())
+    return (path, *spaces, *_system(), *_interpreter(), *_devices())
 
 
 def _system() -> Iterator[str]:
@@ -133,12 +140,10 @@ def _interpreter() -> Iterator[str]:
 
 def _devices() -> Iterator[str]:
     """Those that programs use. `--dev` makes all, and a file system of terminals, in a quarter of the whole start."""
-    yield from ("--proc", "/proc", "--dir", "/dev")
-    for name in ("null", "zero", "urandom"):
-        yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
+    yield from ("--proc", "/proc", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         yield from ("--symlink", f"/proc/self/fd/{number}", f"/dev/{name}")
-    yield from ("--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "urandom", "/dev/random")
+    yield from ("--symlink", "/proc/self/fd", "/dev/fd")
     yield from ("--symlink", "/tmp", "/dev/shm")
     yield from ("--size", str(64 * MIB), "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp")
 
