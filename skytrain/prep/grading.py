@@ -18,6 +18,7 @@ from typing import Any, Literal
 from skytrain.errors import UserError
 from skytrain.prep.answers import AnswerLog, key_of
 from skytrain.prep.grade import grade_code, grade_math, grade_text
+from skytrain.prep.grade.code import BadTests
 from skytrain.prep.grade.extract import boxes
 from skytrain.prep.grade.fences import program_of
 from skytrain.prep.problems import Malformed, check_problem
@@ -146,7 +147,10 @@ class _Grading:
         program = program_of(solution)
         if program is None:
             return "no_answer", "no code block of Python in the solution"
-        verdict = grade_code(program, tests, sandbox=self._sandbox)
+        try:
+            verdict = grade_code(program, tests, sandbox=self._sandbox)
+        except BadTests as error:
+            return "bad_tests", str(error)
         reference = row.get("solution")
         if verdict == "correct" and reference:
             of_reference = grade_code(program_of(reference) or reference, tests, sandbox=self._sandbox)

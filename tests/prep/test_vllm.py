@@ -41,7 +41,7 @@ def served(tmp_path_factory):
     write_tiny_model(folder / "model", hidden_size=128, max_position_embeddings=2048)
     port = free_port()
     options = ["--max-model-len", "2048", "--enforce-eager", "--dtype", "float32", "--served-model-name", "tiny"]
-    # On a CPU, vLLM 0.32's engine dies of a seeded request whose prompt is taken in in parts (generators have no offset).
+    # On a CPU vLLM 0.32's engine dies of a seeded request whose prompt comes in parts: its generators have no offset.
     options += ["--max-num-batched-tokens", "65536"]
     own = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
     own["HOME"] = own["XDG_CACHE_HOME"] = str(folder)

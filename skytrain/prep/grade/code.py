@@ -20,6 +20,12 @@ from skytrain.prep.problems import Malformed, check_tests
 
 Verdict = Literal["correct", "wrong", "timeout", "crash", "no_tests"]
 SECONDS = 10.0
+
+
+class BadTests(UserError):
+    """Tests of no form that can be run: of a row, and not of how the grader was set up."""
+
+
 _SHORT_INT = 4000
 """Digits that Python itself converts; its limit is a little above."""
 
@@ -35,7 +41,8 @@ def grade_code(
 
     `sandbox`: "bubblewrap", or "process", which limits what a program uses, and hides neither files nor the network.
 
-    Raises `UserError` for tests of no such form, and for a sandbox that is unknown or does not start.
+    Raises `BadTests`, a `UserError`, for tests of no such form, and `UserError` for a sandbox that is unknown or does
+    not start.
     """
     check_level(sandbox)
     if not tests:
@@ -53,7 +60,7 @@ def grade_code(
             if verdict != "correct":
                 break
     except Malformed as error:
-        raise UserError(f"tests: {error}") from None
+        raise BadTests(f"tests: {error}") from None
     return verdict
 
 
