@@ -72,6 +72,7 @@ SHORT = [
 @pytest.mark.parametrize("item", SHORT)
 @pytest.mark.parametrize("form", ["{}", "{long}{}{long}", "{long}\n\n{}\n{long}", "Solve this: {} Think first."])
 def test_a_short_item_inside_a_document_is_found(tmp_path, item, form):
+    """D65; that set phrases are kept is below."""
     reason, detail = copied(tmp_path, form.format(item, long=FILLER * 20), [LONG_ITEM, item])
     assert reason == "contaminated" and "out_bench.jsonl item 2" in detail
 

@@ -152,6 +152,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 def test_200_megabytes_of_tests_load_in_bounded_memory(tmp_path):
+    """D63."""
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     bulky_row(path, 200 << 20)
     row = path.stat().st_size
