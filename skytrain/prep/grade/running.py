@@ -227,7 +227,8 @@ def watch(pipes: Pipes, programs: Sequence[Program], seconds: float) -> str | No
         if fault is not None:
             return fault
     for program in programs:
-        if not program.ready:
+        # One whose partner came to its end without it may still be about to start.
+        if not program.ready and (program.ended or not programs[0].ended):
             raise UserError(f"a sandbox did not start: {_last_line(program.errors)}; {sandbox.advice()}")
     return programs[0].fault
 
