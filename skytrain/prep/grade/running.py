@@ -3,7 +3,6 @@
 from __future__ import annotations
 import __future__
 
-import ast
 import contextlib
 import functools
 import json
@@ -240,8 +239,10 @@ def _last_line(errors: bytes) -> str:
 
 @functools.cache
 def _runner() -> bytes:
-    """The future is the compiler's business alone, and would be imported from a file of its own."""
-    tree = ast.parse(Path(inside.__file__).read_bytes())
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and node.module == "__future__")]
+    """The future is the compiler's business alone, and would be imported from a file of its own.
+
+    Cut out as text: ast.parse in several threads at a time fails in Python 3.11, which counts its depth for all of them.
+    """
+    source = Path(inside.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations\n", "\n", 1)
     flags = __future__.annotations.compiler_flag
-    return marshal.dumps(compile(tree, "<runner>", "exec", flags=flags, dont_inherit=True))
+    return marshal.dumps(compile(source, "<runner>", "exec", flags=flags, dont_inherit=True))
