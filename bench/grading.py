@@ -4,7 +4,7 @@ Mathematics: the handed cases of tests/cases/math_verdicts.jsonl, without those 
 over and asked from more threads than there are worker processes (one a core). The workers are started beforehand.
 
 Programs: the handed ones of tests/cases/programs.jsonl that read their input and pass, many times over, each in its own
-sandbox, from as many threads as cores.
+sandbox, from two threads a core: a start waits for the kernel to make its network namespace.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def program_rates(times: int, rounds: int) -> list[float]:
     def grade(case: dict[str, Any]) -> str:
         return grade_code(case["program"], case["tests"])
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
         measured = [rate(pool, grade, cases * times) for _ in range(rounds)]
     if any(set(verdicts) != {"correct"} for _, verdicts in measured):
         raise RuntimeError("a program that passes was graded otherwise")

@@ -241,7 +241,8 @@ def _last_line(errors: bytes) -> str:
 def _runner() -> bytes:
     """The future is the compiler's business alone, and would be imported from a file of its own.
 
-    Cut out as text: ast.parse in several threads at a time fails in Python 3.11, which counts its depth for all of them.
+    Cut out as text: ast.parse in several threads at a time fails in Python 3.11, which counts its depth for all of
+    them.
     """
     source = Path(inside.__file__).read_text(encoding="utf-8").replace("from __future__ import annotations\n", "\n", 1)
     flags = __future__.annotations.compiler_flag
