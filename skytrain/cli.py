@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import argparse
 
-from skytrain import __version__, export_command, verify_command
-from skytrain.errors import exit_on_user_error
-from skytrain.plan import command as plan_command
-from skytrain.prep import filter as filtering
-from skytrain.prep import generate, grading, importing, label, recipe, rewrite, select, tokenize
+from skytrain import __version__
+from skytrain.errors import UserError, exit_on_user_error
 
-STAGES = (importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe)
-"""Of `skytrain prep`, in the order of a recipe."""
+TRAINING = ("torch", "triton", "tensorboard", "torchao")
 
 
 def parser() -> argparse.ArgumentParser:
+    """The commands are imported here and not above, so that Ctrl-C meanwhile is answered as any other."""
+    from skytrain import export_command, verify_command
+    from skytrain.plan import command as plan_command
+
     top = argparse.ArgumentParser(prog="skytrain", description="Supervised fine-tuning of reasoning models.")
     top.add_argument("--version", action="version", version=f"skytrain {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
     stages = prep.add_subparsers(required=True, metavar="STAGE")
-    for stage in STAGES:
+    for stage in prep_stages():
         stage.register(stages)
     plan_command.register(commands)
     export_command.register(commands)
     verify_command.register(commands)
     return top
+
+
+def prep_stages() -> tuple:
+    """The modules of `skytrain prep`, in the order of a recipe."""
+    from skytrain.prep import filter as filtering
+    from skytrain.prep import generate, grading, importing, label, recipe, rewrite, select, tokenize
+
+    return importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -42,5 +50,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments = parse()
-    exit_on_user_error(lambda: arguments.run(arguments))
+    exit_on_user_error(_run)
+
+
+def _run() -> int | None:
+    try:
+        arguments = parse()
+        return arguments.run(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        raise UserError(f"this command needs {error.name}; pip install 'skytrain[train]'") from None

@@ -217,12 +217,18 @@ def _display(stage: str, counts: Counts, before: int, prices: tuple[float, float
 def add_model_arguments(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:
     parser.add_argument("--server", action="append", metavar="URL", help="as http://127.0.0.1:8000/v1; again for more")
     parser.add_argument("--model", help="the name that the servers know it by")
-    parser.add_argument("--temperature", type=float, default=temperature)
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=temperature, help="of the sampling")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of the sampling")
     parser.add_argument("--max-tokens", type=int, default=max_tokens, help="of one answer; longer ones are unfinished")
-    parser.add_argument("--extra", action="append", default=[], metavar="KEY=JSON", help="more to send, as top_k=20")
+    parser.add_argument(
+        "--extra",
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="more to send, as top_k=20; no JSON is text; again for more",
+    )
     parser.add_argument("--seed", type=int, default=0, help="each request's own seed comes from it")
-    parser.add_argument("--prompts", metavar="FOLDER", help="texts that replace ours of the same file names")
+    parser.add_argument("--prompts", metavar="FOLDER", help="texts in place of ours, by file name (README)")
     parser.add_argument("--in-flight", type=int, default=256, help="requests at a time, over all servers")
     parser.add_argument("--tries", type=int, default=8, help="times that one request may fail")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds without any server before giving up")

@@ -12,8 +12,14 @@ def text(row: Row, key: str) -> str:
     """Raises `Malformed` for what is missing, empty or no text."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        kind = "missing" if value is None else "empty" if value == "" else type(value).__name__
-        raise Malformed(f"{key!r} must be text that is not empty, not {kind}")
+        kind = (
+            "missing"
+            if value is None
+            else "empty"
+            if isinstance(value, str)
+            else f"no text, but {type(value).__name__}"
+        )
+        raise Malformed(f"{key!r} is {kind}")
     return value
 
 

@@ -341,13 +341,19 @@ def register(subparsers: Any) -> None:
     add("--max-per-source", type=int, help="most rows of a source that has no --quota")
     add("--quota", action="append", default=[], metavar="SOURCE=ROWS", help="most rows; it is told if there are fewer")
     add("--seed", type=int, default=0, help="of the choice among a source's rows")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
 
 
-def run(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace) -> Checks:
+    """Raises `UserError` for settings that mean nothing, and for evaluation files that are not there."""
+    for path in args.against:
+        fingerprint(Path(path))
     shares = _by_source("--max-share", args.max_share, float)
     quotas = _by_source("--quota", args.quota, int)
     own = {name: getattr(args, name) for name in Checks.__dataclass_fields__ if name != "limits"}
-    checks = Checks(**own, limits=Limits(shares, quotas, args.max_per_source))
-    given = {"against": args.against, "checks": checks, "on_error": args.on_error, "overwrite": args.overwrite}
+    return Checks(**own, limits=Limits(shares, quotas, args.max_per_source))
+
+
+def run(args: argparse.Namespace) -> int:
+    given = {"against": args.against, "checks": check(args), "on_error": args.on_error, "overwrite": args.overwrite}
     return guarded(lambda: filter_chats(args.inputs, args.out, **given), args.out)

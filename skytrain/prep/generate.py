@@ -71,7 +71,10 @@ class _Generation:
         name = f"teacher.{form_of(row)}"
         names = ("teacher.system", name) if self._system else (name,)
         version = self._model.prompts.version(*names)
-        user = self._model.prompts.render(name, prompt=row["prompt"], starter=row.get("starter") or "")
+        prompt, starter = row["prompt"], row.get("starter") or ""
+        if starter.strip() == prompt.strip():  # HumanEval's question is the code that its answer begins with.
+            prompt = "Complete the function below, as its text asks."
+        user = self._model.prompts.render(name, prompt=prompt, starter=starter)
         system = self._model.prompts.render("teacher.system") if self._system else None
         return self._model.request(messages(system, user), version, sample), version
 
@@ -136,7 +139,7 @@ def register(subparsers: Any) -> None:
         "--system", action=argparse.BooleanOptionalAction, default=True, help="send the teacher's system prompt"
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=16384)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=model_of)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from skytrain.errors import UserError
 from skytrain.prep.answers import AnswerLog, key_of
-from skytrain.prep.grade import grade_code, grade_math, grade_text
+from skytrain.prep.grade import grade_code, grade_math, grade_text, running
 from skytrain.prep.grade.code import BadTests
-from skytrain.prep.grade.extract import boxes
+from skytrain.prep.grade.extract import answer_of, boxes
 from skytrain.prep.grade.fences import program_of
+from skytrain.prep.grade.sandbox import check_level
 from skytrain.prep.problems import Malformed, check_problem
 from skytrain.prep.sections import Irregular, check_think, sections
 from skytrain.prep.stage import Row, Stage, add_stage_arguments, beside, fingerprint, guarded, progress_bar, run_stage
@@ -94,7 +95,10 @@ class _Grading:
             while waiting:
                 yield self._next(log, waiting)
         finally:
+            # Else Ctrl-C would wait for programs that run until their deadline.
+            running.given_up.set()
             pool.shutdown(cancel_futures=True)
+            running.given_up.clear()
 
     def _next(self, log: AnswerLog, waiting: deque) -> tuple[str, Row, str, str]:
         where, row, key, found = waiting.popleft()
@@ -138,7 +142,10 @@ class _Grading:
         reference = row.get("solution") or ""
         if verdict == "correct" and any(boxes(reference)) and judge(reference, row["gold"]) != "correct":
             return "bad_reference", "the reference solution's box is not the gold answer"
-        return verdict, ""
+        return (
+            verdict,
+            "" if verdict == "correct" else f"answer {_told(answer_of(parts[1]))}, gold {_told(row['gold'])}",
+        )
 
     def _judge_program(self, row: Row, solution: str) -> tuple[str, str]:
         tests = row.get("tests")
@@ -176,10 +183,18 @@ class _Grading:
         self._stage.keep({**row, "verdict": verdict, "provenance": {**row.get("provenance", {}), "grade": made}})
 
 
+def _told(text: str | None) -> str:
+    return repr(text if text is None or len(text) <= 200 else f"{text[:200]}...")
+
+
 def register(subparsers: Any) -> None:
     """Adds `grade` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "grade", help="keep the replies that are right", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "grade",
+        help="keep the replies that are right",
+        description="Keeps the verdict `correct`, and drops every other one under its name. A HumanEval check is the "
+        "weaker test: its verdict is recorded and told, and neither drops a row nor is taken for a proof.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_stage_arguments(parser)
     parser.add_argument("--workers", type=int, help="graded at a time; one a core if not given")
@@ -187,7 +202,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap", help="process: limits only, no isolation"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=lambda args: check_level(args.sandbox))
 
 
 def run(args: argparse.Namespace) -> int:

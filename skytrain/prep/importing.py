@@ -207,14 +207,24 @@ def _place(where: str) -> tuple[str, int, int]:
 def register(subparsers: Any) -> None:
     """Adds `import` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "import", help="published data sets to problems", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "import",
+        help="published data sets to problems",
+        description="The form is told by the fields of the first row. Plain rows have prompt, problem or question, and "
+        "gold, answer, a solution with a box, or tests; they may have id, source, domain, difficulty, starter and "
+        "choices. A row that reads well and is no problem is dropped as malformed; --on-error is for unreadable ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_stage_arguments(parser, nargs="*")
     parser.add_argument("--format", choices=("auto", *FORMS), default="auto", help="form of the inputs")
     parser.add_argument("--source", help="source of all rows, instead of the form's own")
     parser.add_argument("--domain", choices=DOMAINS, help="domain of all rows, instead of the form's own")
     parser.add_argument(
-        "--map", nargs="+", action="extend", default=[], metavar="KEY=FIELD", help="field that holds a problem's key"
+        "--map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=FIELD",
+        help=f"the field that holds KEY of a problem; KEY is one of {', '.join(MAPPED)}",
     )
     parser.add_argument(
         "--hub", metavar="NAME[:CONFIG[:SPLIT]]", help="read a data set of the Hugging Face hub (needs `datasets`)"

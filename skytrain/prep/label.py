@@ -82,7 +82,7 @@ def register(subparsers: Any) -> None:
     add_stage_arguments(parser)
     parser.add_argument("--relabel", action="store_true", help="ask for problems that have a difficulty too")
     add_model_arguments(parser, temperature=0.0, max_tokens=2048)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=model_of)
 
 
 def run(args: argparse.Namespace) -> int:

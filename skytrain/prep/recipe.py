@@ -1,16 +1,16 @@
 """`skytrain prep run RECIPE.toml`: all stages, one after another, each with the settings that its command takes.
 
-    folder = "data/mine"                   # where all that is made goes; as all paths here, from where the command is
-    given
+    folder = "data/mine"           # where all that is made goes; paths are from where the command is given
 
     [[stage]]
-    do = "import"                          # the stage; its output is FOLDER/import.jsonl
-    name = "amc"                           # or FOLDER/amc.jsonl: a name of its own where a stage is done twice
-    inputs = ["numina/*.parquet"]          # files, or names of earlier stages; by default all that no stage has read
-    yet format = "numina"                      # what the command calls --format
+    do = "import"                  # the stage; its output is FOLDER/import.jsonl
+    name = "amc"                   # or FOLDER/amc.jsonl: a name of its own where a stage is done twice
+    inputs = ["numina/*.parquet"]  # files, or names of earlier stages; by default all that no stage has read yet
+    format = "numina"              # what the command calls --format; a list is an option given again and again
 
-The words of all stages are checked before the first one begins. A stage that is finished is not done again, so that a
-run that was ended goes on by being started again.
+What can be told beforehand is checked before the first stage begins: words, servers' addresses, prompts, the sandbox,
+evaluation files, the tokenizer. A stage that is finished is not done again, so that a run that was ended goes on by
+being started again.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def run_recipe(path: str | Path, parsers: Mapping[str, Any], overrides: list[str
     for step in steps:
         step.args = _parse(step, parsers[step.do], overwrite, path)
     for step in steps:
+        if hasattr(step.args, "check"):
+            step.args.check(step.args)
+    for step in steps:
+        if step.name != step.do:
+            print(f"{step.name}:", flush=True)
         status = _tokenize(step) if step.do == "tokenize" else step.args.run(step.args)
         if status:
             return status

@@ -42,9 +42,7 @@ def rewrite(
     training prompt stands in front; by default with tags, not with think. least: see `sections.check_rewritten`. Raises
     `UserError`, and KeyboardInterrupt.
     """
-    if (by in ("model", "rules-then-model")) != (model is not None):
-        needs = "needs --server and --model" if model is None else "asks no model; leave --server and --model out"
-        raise UserError(f"--by {by}: {needs}")
+    _fitting(by, model)
     if not 0 <= least <= 1:
         raise UserError(f"--least {least}: must be between 0 and 1")
     prompts = model.prompts if model is not None else prompts or Prompts()
@@ -55,6 +53,12 @@ def rewrite(
     stage = Stage("rewrite", inputs, out, settings, check=_check, on_error=on_error)
     training = prompts.render("train.system") if system else None
     run_stage(stage, lambda stage: _Rewriting(stage, by, model, training, least).work(), overwrite=overwrite)
+
+
+def _fitting(by: By, model: Model | None) -> None:
+    if (by in ("model", "rules-then-model")) != (model is not None):
+        needs = "needs --server and --model" if model is None else "asks no model; leave --server and --model out"
+        raise UserError(f"--by {by}: {needs}")
 
 
 def _check(row: Row) -> None:
@@ -164,11 +168,18 @@ def register(subparsers: Any) -> None:
         help="put the training prompt in front; done with tags, not with think, if not given",
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=16384)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> Model | None:
+    """The model, where one is named. Raises `UserError` for settings that do not go together."""
+    model = model_of(args) if args.model or args.server else None
+    _fitting(args.by, model)
+    return model
 
 
 def run(args: argparse.Namespace) -> int:
-    model = model_of(args) if args.model or args.server else None
+    model = check(args)
     prompts = None if model else Prompts(args.prompts)
     settings = {"least": args.least, "system": args.system, "on_error": args.on_error, "overwrite": args.overwrite}
     settings |= {"by": args.by, "model": model, "prompts": prompts}

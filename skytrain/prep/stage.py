@@ -23,7 +23,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from skytrain.errors import UserError
+from skytrain.errors import UserError, one_line
 from skytrain.files import open_regular
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
 
@@ -107,7 +107,11 @@ class Stage:
         self.notes = self.account.notes
         self._check, self._on_error = check, on_error
         self._digest = hashlib.sha256()
+        self._examples: dict[str, str] = {}
+        """Of each reason the first row, and why."""
         self._files: list[BinaryIO] = []
+        if self.out.is_dir():
+            raise UserError(f"{self.out}: is a folder; --out names the file of JSON lines to write")
         for path in self.inputs:
             if self.out.exists() and path.exists() and path.samefile(self.out):
                 raise UserError(f"{path}: is both read and written; give another --out")
@@ -187,6 +191,8 @@ class Stage:
     def drop(self, row: Row, reason: str, detail: str = "", where: str = "", count: int = 1) -> None:
         """`count`: how many samples of the account this row stands for."""
         self.account.dropped[reason] = self.account.dropped.get(reason, 0) + count
+        if detail:
+            self._examples.setdefault(reason, f"{where}: {detail}" if where else detail)
         told = {"id": row.get("id"), "where": where, "reason": reason, "detail": detail}
         self._files[1].write(dumps({**told, "row": relative_tests(row, self.out.parent)}))
 
@@ -211,6 +217,8 @@ class Stage:
         write_atomically(ledger, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         for file in self._files:
             file.close()
+        for reason, example in sorted(self._examples.items()):
+            print(f"{reason}, the first: {one_line(example)[:300]}", flush=True)
         print(self.account.line(), flush=True)
 
 

@@ -301,7 +301,7 @@ def register(subparsers: Any) -> None:
         "--dedup", action=argparse.BooleanOptionalAction, default=True, help="drop rows of equal tokens"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set in --out")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=lambda args: ChatTokenizer.load(args.model, datetime.now()))
 
 
 def run(args: argparse.Namespace) -> int:

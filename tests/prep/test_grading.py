@@ -1,6 +1,7 @@
 """The grade stage: one verdict keeps a row, and every other one is a reason of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -113,6 +114,11 @@ def test_every_verdict_has_its_row(tmp_path):
     assert all(row["provenance"]["a"] == 1 for row in rows(tmp_path / "out.jsonl"))
 
 
+def test_what_was_dropped_says_which_answer_was_found(tmp_path):
+    grade([write(tmp_path / "in.jsonl", reply("It is \\boxed{41}."))], tmp_path / "out.jsonl")
+    assert rows(tmp_path / "out.dropped.jsonl")[0]["detail"] == "answer '41', gold '42'"
+
+
 def test_rows_without_gold_are_kept_on_request(tmp_path):
     path = write(tmp_path / "in.jsonl", reply("\\boxed{42}", gold=None), reply("\\boxed{41}", id="2"))
     grade([path], tmp_path / "out.jsonl", ungraded="keep")
@@ -201,3 +207,21 @@ def test_rows_that_cannot_be_graded_are_told(tmp_path):
             grade([write(tmp_path / "in.jsonl", broken)], tmp_path / "out.jsonl")
     with pytest.raises(UserError, match="--workers 0"):
         grade([write(tmp_path / "in.jsonl", reply("x"))], tmp_path / "out.jsonl", workers=0)
+
+
+def test_ctrl_c_does_not_wait_for_programs_that_never_end(tmp_path):
+    found = [program(f"while True: pass  # {i}", ADD, id=f"{i}") for i in range(8)]
+    path = write(tmp_path / "in.jsonl", *found)
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom skytrain.cli import main; main()"
+    )
+    words = [sys.executable, "-P", "-c", code, "prep", "grade", str(path), "--out", str(tmp_path / "out.jsonl")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    until(lambda: (tmp_path / "out.verdicts.jsonl").exists())
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    since = time.monotonic()
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in told
+    assert time.monotonic() - since < 5, "a program's deadline is 10 s"
+    assert not (tmp_path / "out.jsonl").exists()

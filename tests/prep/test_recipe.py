@@ -20,6 +20,7 @@ from skytrain import cli
 from skytrain.data.dataset import read_info
 from skytrain.errors import UserError
 from skytrain.prep import recipe
+from skytrain.prep.grade import sandbox
 from skytrain.prep.stage import read_finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +233,28 @@ def test_recipes_that_mean_nothing_are_told_before_anything_is_done(work, text, 
     assert words in str(error.value) and not (work / "a").exists()
 
 
+LATE = [
+    ("do = 'grade'\ninputs = ['x.jsonl']", "there is no bwrap on the PATH"),
+    ("do = 'filter'\ninputs = ['x.jsonl']\nagainst = ['nowhere.jsonl']", "nowhere.jsonl: cannot be read"),
+    ("do = 'tokenize'\ninputs = ['x.jsonl']\nmodel = 'nowhere'", "nowhere"),
+    ("do = 'rewrite'\ninputs = ['x.jsonl']\nby = 'model'", "--by model: needs --server and --model"),
+    ("do = 'generate'\ninputs = ['x.jsonl']\nserver = ['h']\nmodel = 'm'", "--server h: must be an address"),
+    ("do = 'generate'\ninputs = ['x.jsonl']\nserver = ['http://h/v1']", "--model: is missing"),
+]
+
+
+@pytest.mark.parametrize("stage, words", LATE)
+def test_what_a_late_stage_will_miss_is_told_before_the_first(work, monkeypatch, stage, words):
+    if "bwrap" in words:
+        monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    write(work / "x.jsonl", [{"question": "1+1?", "answer": "2"}])
+    first = "folder = 'a'\n[[stage]]\ndo = 'import'\ninputs = ['x.jsonl']\n[[stage]]\n"
+    (work / "recipe.toml").write_text(first + stage, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        run("recipe.toml")
+    assert not (work / "a").exists()
+
+
 def test_overrides_and_changed_settings(work, capsys):
     write(work / "x.jsonl", [{"question": f"{i}+1?", "answer": f"{i + 1}"} for i in range(9)])
     text = "folder = 'a'\n[[stage]]\ndo = 'import'\ninputs = ['x.jsonl']\ndomain = 'math'\n"
@@ -251,7 +274,7 @@ def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
     """Its words are those of the commands; its inputs are not at hand here."""
     monkeypatch.setattr(recipe, "_files", lambda where, pattern: [Path(pattern)])
     stages = argparse.ArgumentParser().add_subparsers()
-    for stage in cli.STAGES:
+    for stage in cli.prep_stages():
         stage.register(stages)
     stages = stages.choices
     path = ROOT / "launch" / "recipes" / "prep_sky_t1.toml"

@@ -32,7 +32,8 @@ def made(tmp_path, settings=None, **more):
 
 def test_rows_accounts_and_what_was_dropped(tmp_path, capsys):
     run_stage(made(tmp_path), even)
-    assert capsys.readouterr().out == "even: read 5 = kept 3 + dropped 2 (odd 2)\n"
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"odd, the first: {tmp_path}/in.jsonl:2: 1", "even: read 5 = kept 3 + dropped 2 (odd 2)"]
     assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == [0, 2, 4]
     assert [(row["reason"], row["detail"], row["row"]) for row in rows(tmp_path / "out.dropped.jsonl")] == [
         ("odd", "1", {"n": 1}), ("odd", "3", {"n": 3}),
@@ -160,3 +161,9 @@ def test_tests_in_files_are_named_from_the_folder_of_their_rows(tmp_path):
 
     run_stage(Stage("even", [tmp_path / "in.jsonl"], tmp_path / "deep" / "er" / "out.jsonl", {}), work)
     assert rows(tmp_path / "deep" / "er" / "out.jsonl")[0]["tests"]["file"] == "../../t/a.jsonl"
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    write(tmp_path / "in.jsonl", [{"n": 0}])
+    with pytest.raises(UserError, match="is a folder; --out names the file"):
+        Stage("even", [tmp_path / "in.jsonl"], tmp_path, {})
