@@ -31,6 +31,43 @@ def test_handed_cases(case):
 EQUAL = [
     line.split(" || ")
     for line in r"""
+2 1/2 || 2.5
+7/3 || 2 1/3
+-1<x<2 || x>-1\text{ and }x<2
+x=1,y=2 || 1,2
+0 || \cos\frac{\pi}{2}
+0 || 1-1
+0 || \sin^2x+\cos^2x-1
+\frac12 || \cos60^\circ
+2-\sqrt3 || \tan15^\circ
+\sqrt2:1 || \sqrt2
+\pi:4 || \frac{\pi}4
+a:b || \frac ab
+6 || S=\frac12\cdot3\cdot4=6
+6 || 6=x
+5 || f(2)=5
+5 || |AB|=5
+5 || m\angle A=5
+5 || 5\ 
+5 || \textcolor{red}{5}
+5 || \large 5
+5 || 5\tag{1}
+5 || \text{$5$}
+1000 || 1\,000
+1000 || 1 000
+3:4 || 6:8
+3:4 || 0.75
+55 || \sum_{i=1}^{10}i
+1,2 || 1 \text{ or } 2
+1,2 || 1 \text{ and } 2
+x=1,x=2 || x=1\text{ or }x=2
+60^\circ || 60
+12:30 || 12:30
+\text{4:40 p.m.} || 4:40 PM
+\begin{pmatrix}1\\2\end{pmatrix} || \begin{pmatrix}1\\[4pt]2\end{pmatrix}
+101_2 || 101_{2}
+90\text{ degrees} || 90^\circ
+-5 || x = -5
 Friday || friday.
 stop || the stops
 xyz || zyx
@@ -249,6 +286,44 @@ ab || ba
 DIFFERENT = [
     line.split(" || ")
     for line in r"""
+\pi(R^2-r^2) || 0
+\frac{R}{r} || 1
+2a || 2A
+2^{140} || 2^{140}-1
+6:30 || 3:15
+2:30 || 1:15
+\text{4:40 p.m.} || \text{2:20 p.m.}
+0:30 || 0:45
+7 || 2 1/3
+56 || 5 6
+12 || 1\quad 2
+1,2,3 || 1,2,3,...
+3.14 || 3.14\ldots
+0.3 || 0.3...
+x>-1\text{ and }x<2 || x>-1\text{ or }x<2
+p\land q || p\lor q
+x=1\text{ and }y=2 || x=1\text{ or }y=2
+x=1,y=2 || 2,1
+a=3,b=5 || 5,3
+\sqrt{x^2} || x
+|x-50| || 50-x
+\max(x,100) || 100
+\lfloor x/100\rfloor || 0
+f'(x) || f(x)
+y''=2 || y'=2
+A' || A
+5 || 5\text{ or more}
+5 || 5\text{ at least}
+5 || 5\text{ factorial}
+2n+1 || 2n+1\text{ assuming n is odd}
+n || n\text{ is odd}
+5 || 5\text{ million}
+\begin{vmatrix}1&2\\3&4\end{vmatrix} || \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\cos 20^\circ || \cos 20
+\text{Team A} || \text{Team}
+15.5 || 3 1/2
+5 || 6\pmod 7
+\log_2 5 || \log_1 5
 stop || pots
 ainomma || ainomma1
 Friday || Friday 1
@@ -543,3 +618,42 @@ def test_many_threads_wait_for_few_workers():
 )
 def test_numbers_are_exact(text, value):
     assert number(text) == value
+
+
+@pytest.mark.parametrize("answer", ["C or D", "A,B", "(A) and (C)", r"A \text{ or } B", "A/B", "A & C"])
+def test_two_letters_are_no_choice(answer):
+    assert grade_math(rf"\boxed{{{answer}}}", "A") == "no_answer"
+
+
+@pytest.mark.parametrize(
+    "answer", ["C", r"\text{C.}\ 12", r"\textrm{C}", r"\textit{C}", r"\left(C\right)", "C, because", "C and so on"]
+)
+def test_ways_to_write_a_choice(answer):
+    assert grade_math(rf"\boxed{{{answer}}}", "C") == "correct"
+
+
+LINES = [
+    ("Answer: >5", ">5"), ("Answer: 2*3", "2*3"), ("Answer: 2**9", "2**9"), ("Answer: x>5", "x>5"),
+    ("Answer: $x_{10}$", "$x_{10}$"), ("Answer: $101_{2}$", "$101_{2}$"), ("**Answer:** 5", "5"),
+    ("Answer: *5*", "5"), ("> Answer: 5", "5"), ("### Answer: `5`", "5"), ("Answer:\n$$\n5\n$$", "5"),
+    ("Answer:\n\\[\n5\n\\]", "5"), ("Final Answer: The final answer is $73$. I hope it is correct.", "$73$"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, answer", LINES)
+def test_answer_lines_lose_marks_and_nothing_else(text, answer):
+    assert answer_of(text) == answer
+
+
+@pytest.mark.parametrize(
+    "gold, answer", [(r"\frac{dy}{dx}", r"\frac{dx}{dy}"), (r"x\equiv5\pmod7", r"x\equiv5\pmod8"), ("10.1_2", "10.1_3")]
+)
+def test_what_is_not_read_is_correct_only_letter_for_letter(gold, answer):
+    assert grade_math(rf"\boxed{{{answer}}}", gold) in ("wrong", "gold_unparseable")
+    assert grade_math(rf"\boxed{{{gold}}}", gold) == "correct"
+
+
+@pytest.mark.parametrize("end, same", [("7", True), ("8", False)])
+def test_integers_of_thousands_of_digits_are_compared_whole(end, same):
+    gold = "3" * 5000 + "7"
+    assert (grade_math(rf"\boxed{{{gold[:-1]}{end}}}", gold) == "correct") == same

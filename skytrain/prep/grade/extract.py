@@ -12,8 +12,13 @@ from collections.abc import Iterator
 _THOUGHTS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_MARKDOWN = re.compile(r"[*`#>]+|(?<!\w)_+|_+(?!\w)")
+_MARKDOWN = re.compile(r"^[#>\s]+|`+|(?<![\w)\]}*])\*+|\*+(?![\w(\[{\\*])|(?<![\w}\\)])_+(?!\{)|_+(?![\w{\\(])")
+"""Marks around words: 2*3, x_{10} and > 5 keep theirs."""
 _ANSWER = re.compile(r"\b(?:(?:final\s+)?answer\s*[:：]|the\s+(?:final\s+)?answer\s+is\b\s*[:：]?)", re.IGNORECASE)
+_CHOICES = re.compile(
+    r"\(?\s*[A-Za-z]\s*\)?\s*(?:(?:,|/|&|\+|or\b|and\b)\s*)+\(?\s*[A-Za-z]\s*\)?\s*(?:$|[.,/&+]|or\b|and\b)"
+)
+"""Two letters, which are no choice."""
 _CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*(?:\)|[.:,](?!\d)|$|\s+(?=\S))(.*)", re.DOTALL)
 
 
@@ -92,19 +97,23 @@ def answer_line(text: str) -> str | None:
         found = list(_ANSWER.finditer(lines[number]))
         if found:
             said = lines[number][found[-1].end() :].strip()
-            behind = (line for line in lines[number + 1 :] if line)
-            return (said or next(behind, "")).rstrip(".").strip() or None
+            said = re.sub(r"[.\s]*\bI hope (?:it|this) is correct[.!\s]*$", "", said)
+            # A formula may begin with a line of its marks alone.
+            behind = (line for line in lines[number + 1 :] if line.strip("$ \\[]"))
+            return (said if said.strip("$ ") else next(behind, "")).rstrip(".").strip() or None
     return None
 
 
 def choice(text: str) -> str | None:
     """The letter that a box or an answer line holds, with or without text after it."""
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)(?![a-z])\s*", "", text)
-    text = re.sub(r"[{}$]|\\[,;! ]", "", text).strip()
+    text = re.sub(r"\\(?:text(?:bf|rm|it|sf)?|math(?:rm|bf|it|sf)|mbox|left|right|bf|rm)(?![A-Za-z])\s*", "", text)
+    text = re.sub(r"[{}$]", "", re.sub(r"\\[,;:! ]|\\quad", " ", text)).strip()
     found = _CHOICE.fullmatch(text)
     if found is None:
         return None
     letter, rest = found[1], found[2]
+    if _CHOICES.match(text):
+        return None
     # "A dog" is a word and its article, "B dog" is not; and so is an "I" that begins a sentence.
     bare = not re.match(r"\(?\s*[A-Za-z]\s*[).:,]", text)
     if rest.strip() and bare and (letter.islower() or letter in "AI"):

@@ -10,31 +10,29 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from skytrain.prep.grade import symbols
-from skytrain.prep.grade.latex import clean
 from skytrain.prep.grade.numbers import number
-from skytrain.prep.grade.symbols import Unparsed
-from skytrain.prep.grade.wording import is_word, plain, words, wordy
+from skytrain.prep.grade.units import CONDITION, KNOWN, unit
+from skytrain.prep.grade.wording import plain
 
 _OPEN, _CLOSE = ("\\{", "\\langle", "\\begin", "(", "[", "{"), ("\\}", "\\rangle", "\\end", ")", "]", "}")
 _ORDER = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
-_FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
+FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _SYMBOL = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?|\\text\{[^{}]*\}|\([A-Za-z](?:,[A-Za-z])+\)"
 )
-_CONDITION = re.compile(r"\b(?:for|where|when|if|with|all|any|every|such|unless|except|only|each|not)\b", re.IGNORECASE)
-_UNITS = {"dollar": "$", "usd": "$", "degree": "°", "deg": "°", "percent": "%", "centimeter": "cm", "centimetre": "cm",
-          "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm", "millimetre": "mm",
-          "inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "mile": "mi", "second": "s", "sec": "s",
-          "minute": "min", "hour": "h", "hr": "h", "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l",
-          "mph": "mi/h", "milesperhour": "mi/h", "kmph": "km/h", "cent": "¢"}  # fmt: skip
+NAME = re.compile(
+    rf"{_SYMBOL.pattern}|[A-Za-z]+\([^()=]*\)|\|[A-Z]{{2}}\||(?:m)?\\(?:angle|overline|triangle)\{{?[A-Z]{{1,3}}\}}?"
+)
+"""What a value may be the value of: x, f(2), |AB|, an angle."""
+CLOCK = re.compile(r"0?(\d|1\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?")
+_TURN = re.compile(r"(\d+(?:\.\d+)?)\s*\\text\{degrees?\}")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_KNOWN = {unit for unit in (*_UNITS, *_UNITS.values(), "km/h", "m/s", "lb", "oz", "ml", "kmh") if len(unit) > 1}
 _MATRIX = re.compile(r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _CASES = re.compile(r"(?:.*=)?\s*\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
-_BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
-_PARTS = (r"\text{or}", r"\lor", " or ", r"\text{and}", r"\land", " and ", ";")
+BASE = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d))")
+_OR, _AND = (r"\text{or}", r"\lor", " or "), (r"\text{and}", r"\land", " and ")
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,15 @@ class Ordered:
 class Unordered:
     items: list[Any]
     is_set: bool = False
+    joint: str = ""
+    """"and" or "or", where one of them stands between all."""
 
 
 @dataclass(frozen=True)
 class Grid:
     rows: list[list[Any]]
+    bars: str = ""
+    """Those of a determinant, which is no matrix."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +76,8 @@ class Relation:
     left: str
     sign: str
     right: Any
-
-
-def same(gold: str, answer: str) -> bool:
-    """Whether a cleaned answer is the cleaned gold. Raises `Unparsed` where the gold cannot be read."""
-    if plain(gold) == plain(answer) or (wordy(gold) and wordy(answer) and words(gold) == words(answer)):
-        return True
-    golds, answers = readings(gold), readings(answer)
-    unread = 0
-    for one in golds:
-        for other in answers:
-            try:
-                if _same(one, other):
-                    return True
-            except Unparsed as error:
-                unread += str(error) in gold
-    if unread == len(golds) * len(answers):
-        raise Unparsed(gold)
-    return False
+    chain: bool = False
+    """The last two of several that are one: S = ab = 6."""
 
 
 def readings(text: str) -> list[Any]:
@@ -129,7 +115,10 @@ def _grids(text: str) -> Any:
     if found is not None:
         return Cases([[read(cell.rstrip(" ,")) for cell in row] for row in _cells(found[1])])
     found = _MATRIX.fullmatch(re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", text))
-    return None if found is None else Grid([[read(cell) for cell in row] for row in _cells(found[2])])
+    if found is None:
+        return None
+    bars = found[1][0] if found[1][0] in "vV" else ""
+    return Grid([[read(cell) for cell in row] for row in _cells(found[2])], bars)
 
 
 def _cells(text: str) -> list[list[str]]:
@@ -140,7 +129,7 @@ def _several(text: str) -> Any:
     spaced = re.sub(r"\\text\{\s*(or|and)\s*\}", r"\\text{\1}", text)
     if (listed := re.fullmatch(r"\\text\{([^{}]*,[^{}]*)\}", spaced)) is not None:
         spaced = listed[1]
-    for marks in (_PARTS, (",",)):
+    for marks in ((*_OR, *_AND, ";"), (",",)):
         parts = [part.strip() for part in split(spaced, *marks)]
         parts = [part for part in parts if part]
         if len(parts) > 1:
@@ -148,8 +137,21 @@ def _several(text: str) -> Any:
             for part in parts:
                 form = read(part)
                 items += form.items if isinstance(form, Unordered) and not form.is_set else [form]
-            return Unordered(items)
+            joints = {name for name, words in (("or", _OR), ("and", _AND)) if len(split(spaced, *words)) > 1}
+            joint = joints.pop() if len(joints) == 1 else ""
+            return (_between(items) if joint == "and" else None) or Unordered(items, joint=joint)
     return None
+
+
+def _between(items: list[Any]) -> Ordered | None:
+    """x > 1 and x < 2 is 1 < x < 2."""
+    if len(items) != 2 or not all(isinstance(item, Ordered) and item.name for item in items):
+        return None
+    above = [item for item in items if item.items[1] == Value("\\infty")]
+    below = [item for item in items if item.items[0] == Value("-\\infty")]
+    if len(above) != 1 or len(below) != 1 or items[0].name != items[1].name:
+        return None
+    return Ordered(above[0].opened, [above[0].items[0], below[0].items[1]], below[0].closed, items[0].name)
 
 
 def _unions(text: str) -> Any:
@@ -170,19 +172,24 @@ def _relations(text: str) -> Any:
         return None
     parts = [part.strip() for part in split(spaced, "=", "<", ">", "\\le", "\\ge", "\\ne")]
     if found == ["="]:
-        return Relation(parts[-2], "=", read(parts[-1])) if all(parts[-2:]) else None
+        if not all(parts[-2:]):
+            return None
+        if len(parts) == 2 and _SYMBOL.fullmatch(plain(parts[1])) and number(plain(parts[0])) is not None:
+            parts.reverse()
+        chain = len(parts) > 2 and NAME.fullmatch(plain(parts[0])) and not NAME.fullmatch(plain(parts[-2]))
+        return Relation(parts[-2], "=", read(parts[-1]), bool(chain))
     if "=" in found or "\\ne" in found:
         return Relation(plain(parts[0]), "".join(found), plain("".join(parts[1:])))
     order = _order(spaced)
     if len(parts) == 3 and order[0][0] == order[1][0] and _SYMBOL.fullmatch(plain(parts[1])):
         if order[0][0] == ">":
-            parts, order = parts[::-1], [_FLIP[sign] for sign in reversed(order)]
+            parts, order = parts[::-1], [FLIP[sign] for sign in reversed(order)]
         opened, closed = ("[" if order[0] == "<=" else "("), ("]" if order[1] == "<=" else ")")
         return Ordered(opened, [read(parts[0]), read(parts[2])], closed, plain(parts[1]))
     if len(parts) == 2:
         left, right, sign = *parts, order[0]
         if not _SYMBOL.fullmatch(plain(left)) and _SYMBOL.fullmatch(plain(right)):
-            left, right, sign = right, left, _FLIP[sign]
+            left, right, sign = right, left, FLIP[sign]
         if _SYMBOL.fullmatch(plain(left)):
             bound = read(right)
             if sign[0] == ">":
@@ -229,7 +236,7 @@ def _brackets(text: str) -> Any:
 
 
 def _both_signs(text: str) -> Any:
-    if r"\pm" not in text and r"\mp" not in text:
+    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
         return None
     both = []
     for plus, minus in (("+", "-"), ("-", "+")):
@@ -239,150 +246,19 @@ def _both_signs(text: str) -> Any:
 
 
 def _value(text: str) -> Value:
+    if _TRIGONOMETRIC.search(text):  # Degrees within a function are no unit of its value.
+        text = _TURN.sub(r"{\\frac{\1\\pi}{180}}", text)
     found = re.fullmatch(r"(.*?[^\s\\])\s*(?:\\cdot\s*)?\\text\{([^{}]*)\}((?:\^\{?-?\d\}?)?)", text, re.DOTALL)
     bare = re.fullmatch(r"([-+]?[\d.,/]+|[-+]?\\frac\{\d+\}\{\d+\})\s*([A-Za-z][A-Za-z. /]*)((?:\^\{?\d\}?)?)", text)
-    if bare is not None and not bare[0][bare.end(1)].isspace() and _unit(bare[2]) not in _KNOWN:
+    if bare is not None and not bare[0][bare.end(1)].isspace() and unit(bare[2]) not in KNOWN:
         bare = None  # 5x is a product.
-    if (found := found or bare) is not None and not _CONDITION.search(found[2]):
+    if (found := found or bare) is not None and not CONDITION.search(found[2]):
         inner = _value(found[1].strip())
-        return Value(inner.text, inner.unit + _unit(found[2]) + re.sub(r"[{}]", "", found[3]))
+        return Value(inner.text, inner.unit + unit(found[2]) + re.sub(r"[{}]", "", found[3]))
     found = re.fullmatch(r"(-?)\\text\{(dollar|pound|euro)\}\s*(.+)", text, re.DOTALL)
     if found is not None:
         inner = _value(found[3])
-        return Value(found[1] + inner.text, _unit(found[2]))
+        return Value(found[1] + inner.text, unit(found[2]))
     if text.endswith("%") and len(text) > 1:
         return Value(text[:-1].strip(), "%")
     return Value(text)
-
-
-def _unit(text: str) -> str:
-    text = re.sub(r"[\s.]", "", text.lower())
-    text = text if len(text) < 3 or text.endswith("ss") else text.removesuffix("s")
-    return _UNITS.get(text, text)
-
-
-def _same(gold: Any, answer: Any) -> bool:
-    if isinstance(gold, Relation) != isinstance(answer, Relation):
-        relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
-        if relation.sign != "=" or not _SYMBOL.fullmatch(plain(relation.left)):
-            return False
-        return _same(relation.right, other) if relation is gold else _same(other, relation.right)
-    for kind in (Ordered, Unordered, Grid, Cases):
-        if isinstance(gold, kind) != isinstance(answer, kind):
-            return _alone(gold, answer)
-    return _SAME[type(gold)](gold, answer)
-
-
-def _alone(gold: Any, answer: Any) -> bool:
-    """A set or list of one is its element; nothing else is two kinds of thing."""
-    if isinstance(gold, Unordered) and len(gold.items) == 1:
-        return _same(gold.items[0], answer)
-    if isinstance(answer, Unordered) and len(answer.items) == 1:
-        return _same(gold, answer.items[0])
-    return False
-
-
-def _relation(gold: Relation, answer: Relation) -> bool:
-    if gold.sign != answer.sign:
-        if {gold.sign, answer.sign} <= set(_FLIP) and _FLIP[gold.sign] == answer.sign:
-            answer = Relation(str(answer.right), gold.sign, answer.left)
-        else:
-            return False
-    if plain(gold.left) == plain(answer.left):
-        if not isinstance(gold.right, str):
-            if _same(gold.right, answer.right):
-                return True
-        elif plain(gold.right) == plain(answer.right):
-            return True
-    if gold.sign not in ("=", *_FLIP):
-        return False
-    sides = [_difference(relation) for relation in (gold, answer)]
-    if None in sides:
-        return False
-    return symbols.proportional(*sides, positive=gold.sign != "=")
-
-
-def _difference(relation: Relation) -> Any:
-    right = relation.right if isinstance(relation.right, str) else getattr(relation.right, "text", None)
-    if right is None:
-        return None
-    return symbols.expression(clean(relation.left)) - symbols.expression(clean(right))
-
-
-def _ordered(gold: Ordered, answer: Ordered) -> bool:
-    if gold.name and answer.name and gold.name != answer.name:
-        return False
-    if (gold.opened, gold.closed, len(gold.items)) != (answer.opened, answer.closed, len(answer.items)):
-        return False
-    return all(map(_same, gold.items, answer.items))
-
-
-def _unordered(gold: Unordered, answer: Unordered) -> bool:
-    if gold.is_set or answer.is_set:
-        every = all(any(_same(one, other) for other in answer.items) for one in gold.items)
-        return every and all(any(_same(one, other) for one in gold.items) for other in answer.items)
-    left = list(answer.items)
-    for one in gold.items:
-        other = next((other for other in left if _same(one, other)), None)
-        if other is None:
-            return False
-        left.remove(other)
-    return not left
-
-
-def _grid(gold: Grid | Cases, answer: Grid | Cases) -> bool:
-    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
-        return False
-    return all(_same(a, b) for one, other in zip(gold.rows, answer.rows) for a, b in zip(one, other))
-
-
-def _cases(gold: Cases, answer: Cases) -> bool:
-    left = list(answer.rows)
-    for row in gold.rows:
-        other = next((other for other in left if len(other) == len(row) and all(map(_same, row, other))), None)
-        if other is None:
-            return False
-        left.remove(other)
-    return not left
-
-
-def _values(gold: Value, answer: Value) -> bool:
-    if "%" not in (gold.unit, answer.unit) and gold.unit and answer.unit and gold.unit != answer.unit:
-        return False
-    if plain(gold.text) == plain(answer.text) and gold.unit == answer.unit:
-        return True
-    bases = [_BASE.fullmatch(re.sub(r"\\text\{(\w+)\}", r"\1", plain(value.text))) for value in (gold, answer)]
-    if any(bases):
-        return all(bases) and bases[0][1].lower() == bases[1][1].lower() and int(bases[0][2] or bases[0][3]) == int(
-            bases[1][2] or bases[1][3]
-        )  # fmt: skip
-    one, other = (_number(plain(value.text)) for value in (gold, answer))
-    if one is not None and other is not None:
-        if gold.unit == "%":
-            return other == one if answer.unit == "%" else other in (one, one / 100)
-        return one == (other / 100 if answer.unit == "%" else other)
-    if re.fullmatch(r"[A-Z]{2,}", gold.text):  # Corners, and no product.
-        return False
-    # "stop" and "pots" are one product of letters.
-    if any(is_word(value.text) for value in (gold, answer)):
-        return words(gold.text) == words(answer.text)
-    if any(mark in value.text for mark in ("\\text", "\\mathbb", ":") for value in (gold, answer)):
-        return bool(words(gold.text)) and words(gold.text) == words(answer.text)
-    if "%" in (gold.unit, answer.unit) and gold.unit != answer.unit:
-        return False
-    expected = symbols.expression(gold.text)
-    try:
-        return symbols.equal(expected, symbols.expression(answer.text))
-    except Unparsed:
-        return False
-
-
-def _number(text: str) -> Any:
-    """A number, or a ratio of two."""
-    if text.count(":") == 1:
-        above, below = (number(part) for part in text.split(":"))
-        return above / below if above is not None and below else None
-    return number(text)
-
-
-_SAME = {Value: _values, Ordered: _ordered, Unordered: _unordered, Grid: _grid, Cases: _cases, Relation: _relation}

@@ -48,7 +48,11 @@ def clean(text: str) -> str:
     words in `\text{...}`. Blanks stay where they part words, and nowhere else."""
     for character, written in _CHARACTERS.items():
         text = text.replace(character, written)
-    text = text.replace("\\\\", "\0")  # the end of a matrix's row, which is no escape
+    text = re.sub(r"\\\\(\[[^\]]*\])?", "\0", text)  # the end of a matrix's row, which is no escape
+    text = re.sub(r"(?<!\\)\\\s*$", "", text)
+    text = re.sub(r"\.\.\.+|…", r"\\ldots ", text)
+    text = re.sub(r"\\tag\*?\s*\{[^{}]*\}|\\(?:large|Large|LARGE|small|huge|bf|rm|it)(?![A-Za-z])", " ", text)
+    text = re.sub(r"\\(?:textcolor|color)\s*\{\w+\}", "", text)
     text = text.replace(r"\$", r"\text{dollar}").replace("$", " ").replace(r"\%", "%").replace(r"\#", "#")
     text = re.sub(r"\\[()\[\]](?![A-Za-z])", " ", text)
     text = _SIZES.sub("", _SPACES.sub(" ", text))

@@ -11,7 +11,7 @@ LARGEST_EXPONENT = 5000
 _DIGITS = re.compile(r"(\d+)?(?:\.(\d*)(?:\\overline\{?(\d+)\}?)?)?")
 _POWER = re.compile(r"(?:(.+?)(?:\\times|\\cdot|\*))?10\^(?:\{([+-]?\d+)\}|(\d))")
 _EXPONENT = re.compile(r"([\d.]+)[eE]([+-]?\d+)")
-_MIXED = re.compile(r"(\d+)(\\frac\{\d+\}\{\d+\})")
+_MIXED = re.compile(r"(\d+)(\\frac\{\d+\}\{\d+\}| \d+/\d+)")
 
 
 def number(text: str) -> Fraction | None:
@@ -60,7 +60,7 @@ def _mixed(text: str) -> Fraction | None:
     found = _MIXED.fullmatch(text)
     if found is None:
         return None
-    part = number(found[2])
+    part = number(found[2].strip())
     return None if part is None else int(found[1]) + part
 
 

@@ -8,14 +8,18 @@ _WORD = re.compile(r"(?!(?:arc)?(?:sin|cos|tan|log|ln|exp|sqrt))(?=.*[A-Za-z]{4}
 
 
 def plain(text: str) -> str:
-    return re.sub(r"\s+", "", text)
+    """Without blanks, but for those between two numbers: 1 000 is a thousand, and 5 6 is not 56."""
+    text = re.sub(r"(?<=\d)\s+(?=\d{3}(?!\d))", "", text)
+    return re.sub(r"\s+", "", re.sub(r"(?<=\d)\s+(?=\d)", "\0", text)).replace("\0", " ")
 
 
 def words(text: str) -> str:
     """Without case, dots, articles and a word's final plural."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\", " ").lower()
     text = re.sub(r"[.'\"{}]", "", re.sub(r"\s+", " ", text)).strip()
-    kept = [word for word in re.split(r"[\s,]+", text) if word not in ("a", "an", "the", "")]
+    found = [word for word in re.split(r"[\s,]+", text) if word]
+    # No article at the end: Team A is one of several.
+    kept = [word for word in found[:-1] if word not in ("a", "an", "the")] + found[-1:]
     return " ".join(re.sub(r"(?<=[a-z]{2})(?<!s)s$", "", word) for word in kept)
 
 

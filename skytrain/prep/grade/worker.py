@@ -17,7 +17,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # Answers of many digits are compared, and never printed.
     sys.set_int_max_str_digits(0)
-    from skytrain.prep.grade import forms
+    from skytrain.prep.grade import comparing
     from skytrain.prep.grade.latex import clean
     from skytrain.prep.grade.symbols import Unparsed
 
@@ -28,7 +28,7 @@ def main() -> None:
     for line in sys.stdin:
         gold, answer = json.loads(line)
         try:
-            verdict = "correct" if forms.same(clean(gold), clean(answer)) else "wrong"
+            verdict = "correct" if comparing.same(clean(gold), clean(answer)) else "wrong"
         except Unparsed:
             verdict = "gold_unparseable"
         except (Exception, RecursionError) as error:
