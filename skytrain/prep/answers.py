@@ -14,13 +14,6 @@ import msgspec
 from skytrain.errors import UserError
 
 
-class _Key(msgspec.Struct):
-    """The part of a line that is looked at when the log is opened."""
-
-    key: str
-    status: str
-
-
 class AnswerLog:
     """A context. Holds keys and places in memory, and the answers on disk alone (17,000 traces are about 1 GB).
 
@@ -28,8 +21,9 @@ class AnswerLog:
     an error, since it was an answer. Raises `UserError` for that, and where another process has the log.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, line: type):
+        """line: a struct or a dataclass with `key` and `status`: what every line has to hold."""
+        self.path, self._line = path, line
         self._places: dict[str, tuple[int, int]] = {}
         self.statuses: dict[str, str] = {}
 
@@ -57,7 +51,7 @@ class AnswerLog:
     def _read(self) -> int:
         """Remembers every line's place. The last line of a key counts. Returns the end of the file in bytes."""
         at, number = 0, 0
-        decoder = msgspec.json.Decoder(_Key)
+        decoder = msgspec.json.Decoder(self._line)
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):

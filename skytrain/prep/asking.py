@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import sys
 import threading
@@ -98,7 +99,7 @@ class Model:
 
 
 def log_of(out: Path) -> AnswerLog:
-    return AnswerLog(beside(out, "answers.jsonl"))
+    return AnswerLog(beside(out, "answers.jsonl"), Completion)
 
 
 def ask_all(stage: Stage, model: Model, log: AnswerLog, requests: Iterable[Request]) -> dict[str, Failed]:
@@ -247,12 +248,18 @@ def model_of(args: argparse.Namespace) -> Model:
     extra = {}
     for word in args.extra:
         key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise UserError(f"--extra {word}: must be KEY=JSON, as top_k=20")
         try:
             extra[key] = json.loads(value)
         except ValueError:
             extra[key] = value
-        if not key or not equals:
-            raise UserError(f"--extra {word}: must be KEY=JSON, as top_k=20")
+    try:
+        json.dumps([args.model, extra], allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise UserError(f"--model and --extra: cannot be sent ({error})") from None
+    if args.price and not all(0 <= price < math.inf for price in args.price):
+        raise UserError(f"--price {args.price[0]} {args.price[1]}: must be 0 or more, in USD for a million tokens")
     asking = Asking(args.server or [], args.in_flight, args.tries, args.patience, args.timeout, args.api_key_env)
     sampling = Sampling(args.temperature, args.top_p, args.max_tokens, extra)
     prices = tuple(args.price) if args.price else None

@@ -48,7 +48,12 @@ class _Generation:
         with log_of(self._stage.out) as log:
             failed = ask_all(self._stage, self._model, log, self._requests())
             self._seen: Counter[tuple[str, bytes]] = Counter()
+            ids = set()
             for where, row in self._stage.rows():
+                if row["id"] in ids:
+                    self._stage.drop(row, "duplicate_id", "a row before it has this id", where, self._samples)
+                    continue
+                ids.add(row["id"])
                 for sample in range(self._samples):
                     request, version = self._request(row, sample)
                     record = log.get(request.key)
@@ -63,7 +68,11 @@ class _Generation:
         self._warn()
 
     def _requests(self) -> Iterator[Request]:
+        ids = set()
         for row in self._stage.peek():
+            if row["id"] in ids:
+                continue
+            ids.add(row["id"])
             for sample in range(self._samples):
                 yield self._request(row, sample)[0]
 

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from skytrain.errors import UserError
 from skytrain.prep.answers import AnswerLog, key_of
 from skytrain.prep.grade import grade_code, grade_math, grade_text, running
@@ -67,13 +69,22 @@ def _check(row: Row) -> None:
         raise Malformed("'form' must be tags or think, as `skytrain prep rewrite` writes it")
 
 
+class Verdict(msgspec.Struct):
+    """A line of the log."""
+
+    key: str
+    status: str
+    id: str
+    detail: str
+
+
 class _Grading:
     def __init__(self, stage: Stage, workers: int, ungraded: str, sandbox: str):
         self._stage, self._workers, self._ungraded, self._sandbox = stage, workers, ungraded, sandbox
         self._digests: dict[str, str] = {}
 
     def work(self) -> None:
-        with AnswerLog(beside(self._stage.out, "verdicts.jsonl")) as log, progress_bar() as bar:
+        with AnswerLog(beside(self._stage.out, "verdicts.jsonl"), Verdict) as log, progress_bar() as bar:
             task = bar.add_task("grading", total=None)
             for where, row, verdict, detail in self._verdicts(log):
                 bar.advance(task)
@@ -113,9 +124,7 @@ class _Grading:
         """Of all that decides the verdict."""
         tests = row.get("tests")
         if isinstance(tests, dict) and "file" in tests:
-            name = tests["file"]
-            self._digests[name] = self._digests.get(name) or fingerprint(Path(name))[2]
-            tests = {**tests, "file": self._digests[name]}
+            tests = {**tests, "file": self._digest(tests["file"])}
         parts = (
             row["messages"][-1]["content"],
             row["form"],
@@ -125,6 +134,15 @@ class _Grading:
             tests,
         )
         return key_of(VERSION, self._sandbox, *parts)
+
+    def _digest(self, name: str) -> str:
+        """Of a file of tests; "" where there is none, which the verdict tells."""
+        if name not in self._digests:
+            try:
+                self._digests[name] = fingerprint(Path(name))[2]
+            except UserError:
+                self._digests[name] = ""
+        return self._digests[name]
 
     def _judge(self, row: Row) -> tuple[str, str]:
         """(verdict, detail). Whether the reply is right is asked before whether its reference is: most are wrong."""

@@ -13,6 +13,7 @@ from skytrain.prep.texts import HAN_LIKE
 
 LEAST_SHARE = 0.2
 """Of a prompt's letters: a script from this on is one that the prompt is written in."""
+COUNTED = 50
 NUMBERS_FACTOR = 10
 """Tables, matrices and sums of equal numbers repeat themselves; they may do so this much longer than words."""
 GRAM = 8
@@ -103,17 +104,32 @@ def loop(text: str, *, words: int, repeats: int) -> str | None:
     A loop is a stretch of tokens (words, signs) that equals itself moved by its phrase's length p. It is one too many
     where the phrase has three different words and stands there `repeats` times; or where the stretch is at least
     `words` tokens long and the phrase stands there three times. A phrase of numbers and signs, as in tables, may go on
-    for ten times as long.
+    for ten times as long. One of four different words that stands there `COUNTED` times with other numbers is a loop
+    too.
     """
     said = _TOKEN.findall(text.lower())
     for start, period, length in _stretches(said):
         phrase = said[start : start + period]
         spoken = [token for token in phrase if _PROSE.match(token)]
-        fluent, several = 2 * len(spoken) > period, len(set(spoken)) >= 3
-        enough = words if fluent or several else NUMBERS_FACTOR * words
-        if (fluent and several and length >= repeats * period) or (length >= enough and length >= 3 * period):
-            return f"{length // period} times in a row: {' '.join(phrase)[:80]!r}"
+        several = len(set(spoken)) >= 3
+        # "Hmm." is a sentence, and "true, false," may be a list.
+        sentence = any(len(token) >= 3 for token in spoken) and bool({".", "!", "?", "…"} & set(phrase))
+        enough = words if several or sentence or 2 * len(spoken) > period else NUMBERS_FACTOR * words
+        if (2 * len(spoken) > period and several and length >= repeats * period) or (
+            length >= enough and length >= 3 * period
+        ):
+            return _told(phrase, length)
+    masked = ["0" if token[0].isdigit() else token for token in said]
+    for start, period, length in _stretches(masked):
+        phrase = masked[start : start + period]
+        spoken = {token for token in phrase if _PROSE.match(token)}
+        if len(spoken) >= 4 and 2 * len(spoken) > period and length >= COUNTED * period:
+            return _told(phrase, length)
     return None
+
+
+def _told(phrase: list[str], length: int) -> str:
+    return f"{length // len(phrase)} times in a row: {' '.join(phrase)[:80]!r}"
 
 
 def _stretches(said: list[str]) -> list[tuple[int, int, int]]:

@@ -126,7 +126,10 @@ class Stage:
             return None
         now = Finished(FORMAT, done.account, self.settings, self._fingerprints, done.rows_sha256)
         if done == now:
-            return done.account
+            if fingerprint(self.out)[2] == done.rows_sha256:
+                return done.account
+            if not overwrite:
+                raise UserError(f"{self.out}: has changed since it was made; --overwrite makes it anew")
         if overwrite:
             return None
         keys = sorted({*done.settings, *self.settings})

@@ -448,7 +448,10 @@ def test_the_command(tmp_path):
     out = tmp_path / "out.jsonl"
     done = command(source, "--out", out, "--against", bench, "--max-share", "a=0.25", "--quota", "b=6", "--no-loops")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "filter: read 18 = kept 8 + dropped 10 (over_quota 9, contaminated 1); same_template 8\n"
+    assert (
+        done.stdout.splitlines(True)[-1]
+        == "filter: read 18 = kept 8 + dropped 10 (over_quota 9, contaminated 1); same_template 8\n"
+    )
     again = command(source, "--out", out, "--against", bench, "--max-share", "a=0.25", "--quota", "b=6", "--no-loops")
     assert again.stdout.endswith("(done before)\n")
     other = command(source, "--out", out, "--against", bench, "--max-share", "a=0.3")
@@ -496,3 +499,12 @@ def test_a_verdict_of_the_weaker_test_decides_nothing(tmp_path):
             graded(2, "Why 2?", verdict="ungraded")]  # fmt: skip
     kept, dropped = filtered(tmp_path, rows)
     assert [row["id"] for row in kept] == ["r0", "r2"] and dropped["r1"][0] == "wrong"
+
+
+COUNTING = "\n".join(f"Step {i}: let me check it again carefully." for i in range(200))
+
+
+@pytest.mark.parametrize("text", ["Hmm. " * 900, "Wait. " * 900, COUNTING], ids=["hmm", "wait", "counting"])
+def test_short_loops_and_loops_that_count(text):
+    assert loop(f"I think about it. {text} So it is 5.", words=200, repeats=8) is not None
+    assert loop(f"I think about it. {text[: len(text) // 20]} So it is 5.", words=200, repeats=8) is None

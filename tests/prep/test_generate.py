@@ -415,6 +415,10 @@ BAD = [
     (["--server", "http://h/v1", "--extra", "seed=1"], "is not set here"),
     (["--server", "http://h/v1", "--extra", "top_k"], "must be KEY=JSON"),
     (["--server", "http://h/v1", "--max-tokens", "0"], "--max-tokens 0"),
+    (["--server", "http://h/v1", "--extra", "a=NaN"], "--model and --extra: cannot be sent"),
+    (["--server", "http://h/v1", "--extra", 'a="\\ud800"'], "--model and --extra: cannot be sent"),
+    (["--server", "http://h/v1", "--price", "nan", "2"], "--price nan 2.0: must be 0 or more"),
+    (["--server", "http://h/v1", "--price", "-1", "2"], "--price -1.0 2.0: must be 0 or more"),
     (["--server", "http://h/v1", "--prompts", "nowhere"], "cannot be read"),
     (["--server", "http://h/v1", "--timeout", "-1"], "--timeout -1.0"),
 ]
@@ -468,3 +472,25 @@ def test_lines_tell_how_far_it_is(tmp_path, monkeypatch, capsys):
     assert any(
         re.match(r"generate: \d+ answered, 5 in flight, .* 1 of 1 servers, 0.00 USD by this run", line) for line in told
     )
+
+
+def test_two_rows_of_one_id_are_one(tmp_path):
+    path = problems(tmp_path, 3)
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    with Teacher() as teacher:
+        generate([path], tmp_path / "out.jsonl", model(teacher.url), samples=2)
+        assert teacher.counts()["asked"] == 6
+    found = account(tmp_path / "out.jsonl")
+    assert (found.read, found.kept, found.dropped) == (4, 6, {"duplicate_id": 2})
+
+
+def test_a_line_of_the_log_without_an_answer_is_told(tmp_path):
+    (tmp_path / "out.answers.jsonl").write_text('{"key": "a", "status": "finished"}\n')
+    with pytest.raises(UserError, match=r"out.answers.jsonl:1: no answer can be read here"):
+        generate([problems(tmp_path, 1)], tmp_path / "out.jsonl", model("http://127.0.0.1:1/v1"))
+
+
+def test_a_key_that_is_none_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1\nHost: x")
+    with pytest.raises(UserError, match="OPENAI_API_KEY: holds more than"):
+        generate([problems(tmp_path, 1)], tmp_path / "out.jsonl", model("http://127.0.0.1:1/v1"))

@@ -89,6 +89,7 @@ VERDICTS = [
     (program(RIGHT, {"inputs": [], "outputs": [], "fn_name": None}), "no_tests"),
     (program(RIGHT, {"inputs": [["3 4"]], "outputs": ["7"], "fn_name": None}), "bad_tests"),
     (program(RIGHT, {"inputs": ["[1"], "outputs": ["7"], "fn_name": "f"}), "bad_tests"),
+    (program(RIGHT, {"file": "nowhere.jsonl", "count": 1, "fn_name": None}), "bad_tests"),
     (program("def double(x): return 2 * x", CHECK), "correct"),
     (program("def double(x): return 3 * x", CHECK), "wrong"),
     (reply("It needs no code: \\boxed{42}", domain="code", gold=None, tests=ADD), "no_answer"),

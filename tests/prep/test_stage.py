@@ -167,3 +167,12 @@ def test_a_folder_is_no_file_to_write(tmp_path):
     write(tmp_path / "in.jsonl", [{"n": 0}])
     with pytest.raises(UserError, match="is a folder; --out names the file"):
         Stage("even", [tmp_path / "in.jsonl"], tmp_path, {})
+
+
+def test_rows_that_were_changed_afterwards_are_told(tmp_path):
+    run_stage(made(tmp_path), even)
+    (tmp_path / "out.jsonl").write_text("garbage\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has changed since it was made"):
+        run_stage(made(tmp_path), even)
+    run_stage(made(tmp_path), even, overwrite=True)
+    assert len(rows(tmp_path / "out.jsonl")) == 3

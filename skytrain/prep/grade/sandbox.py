@@ -24,7 +24,7 @@ LEVELS = ("bubblewrap", "process")
 MIB = 1 << 20
 MEMORY = 1024 * MIB
 OUTPUT = 64 * MIB
-PROCESSES = 8
+PROCESSES = 64
 """Threads count."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1"}
 _FLAGS = ["-I", "-S", "-B", "-X", "utf8"]
