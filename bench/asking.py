@@ -50,7 +50,7 @@ def ask(url: str, count: int, round_number: int) -> tuple[float, int]:
     counts, answered = Counts(), 0
     body = {"model": "m", "messages": [{"role": "user", "content": "What is 40 + 2? " * 20}], "max_tokens": 16384}
     requests = (Request(key_of(round_number, i), {**body, "seed": i}) for i in range(count))
-    with tempfile.TemporaryDirectory() as folder, AnswerLog(Path(folder) / "answers.jsonl") as log:
+    with tempfile.TemporaryDirectory() as folder, AnswerLog(Path(folder) / "answers.jsonl", Completion) as log:
 
         def take(outcome: Completion) -> None:
             nonlocal answered
