@@ -31,6 +31,16 @@ def test_handed_cases(case):
 EQUAL = [
     line.split(" || ")
     for line in r"""
+101_2 || (101)_2
+-2 || \sqrt[3]{-8}
+\text{5 apples} || 5
+5 || 5\\
+5 || \mathtt{5}
+5 || 5\label{a}
+\frac12 || \text{$\frac12$}
+x=6 || x=2+4=6
+x=y=2 || x=2,y=2
+x<-1 \text{ or } x>2 || (-\infty,-1)\cup(2,\infty)
 2 1/2 || 2.5
 7/3 || 2 1/3
 -1<x<2 || x>-1\text{ and }x<2
@@ -286,6 +296,14 @@ ab || ba
 DIFFERENT = [
     line.split(" || ")
     for line in r"""
+a=b=c || b=c
+1:30 || 2:60
+6:30 || 13:65
+0 || e^{-1000}
+\Gamma || \gamma
+x=y=2 || y=2
+a=b=2 || c=b=2
+x\land y || \{x,y\}
 \pi(R^2-r^2) || 0
 \frac{R}{r} || 1
 2a || 2A

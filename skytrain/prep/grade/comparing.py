@@ -46,7 +46,7 @@ def same(gold: str, answer: str) -> bool:
 def _same(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Relation) != isinstance(answer, Relation):
         relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
-        if relation.sign != "=" or not (relation.chain or NAME.fullmatch(plain(relation.left))):
+        if relation.sign != "=" or not NAME.fullmatch(plain(relation.left)):
             return False
         return _same(relation.right, other) if relation is gold else _same(other, relation.right)
     for kind in (Ordered, Unordered, Grid, Cases):
@@ -101,7 +101,9 @@ def _ordered(gold: Ordered, answer: Ordered) -> bool:
 
 def _unordered(gold: Unordered, answer: Unordered) -> bool:
     joints = {gold.joint, answer.joint}
-    if joints == {"and", "or"} and any(_claims(item) for item in (*gold.items, *answer.items)):
+    sets = gold.is_set != answer.is_set and bool(joints - {""})
+    claims = [item for item in (*gold.items, *answer.items) if _claims(item)]
+    if (joints == {"and", "or"} and claims) or (sets and any(isinstance(item, Value) for item in claims)):
         return False
     named, bare = (_names(form.items) for form in (gold, answer))
     if (len(set(named)) > 1 and not any(bare)) or (len(set(bare)) > 1 and not any(named)):
@@ -150,7 +152,10 @@ def _values(gold: Value, answer: Value) -> bool:
         return False
     if plain(gold.text) == plain(answer.text) and gold.unit == answer.unit:
         return True
-    bases = [BASE.fullmatch(re.sub(r"\\text\{(\w+)\}", r"\1", plain(value.text))) for value in (gold, answer)]
+    bases = [
+        BASE.fullmatch(re.sub(r"\\text\{(\w+)\}|\((\w+)\)(?=_)", r"\1\2", plain(value.text)))
+        for value in (gold, answer)
+    ]
     if any(bases):
         return all(bases) and bases[0][1].lower() == bases[1][1].lower() and int(bases[0][2] or bases[0][3]) == int(
             bases[1][2] or bases[1][3]

@@ -25,7 +25,7 @@ NAME = re.compile(
     rf"{_SYMBOL.pattern}|[A-Za-z]+\([^()=]*\)|\|[A-Z]{{2}}\||(?:m)?\\(?:angle|overline|triangle)\{{?[A-Z]{{1,3}}\}}?"
 )
 """What a value may be the value of: x, f(2), |AB|, an angle."""
-CLOCK = re.compile(r"0?(\d|1\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?")
+CLOCK = re.compile(r"0?(\d{1,2}):(\d\d)(?::(\d\d))?")
 _TURN = re.compile(r"(\d+(?:\.\d+)?)\s*\\text\{degrees?\}")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
@@ -76,8 +76,6 @@ class Relation:
     left: str
     sign: str
     right: Any
-    chain: bool = False
-    """The last two of several that are one: S = ab = 6."""
 
 
 def readings(text: str) -> list[Any]:
@@ -176,8 +174,10 @@ def _relations(text: str) -> Any:
             return None
         if len(parts) == 2 and _SYMBOL.fullmatch(plain(parts[1])) and number(plain(parts[0])) is not None:
             parts.reverse()
-        chain = len(parts) > 2 and NAME.fullmatch(plain(parts[0])) and not NAME.fullmatch(plain(parts[-2]))
-        return Relation(parts[-2], "=", read(parts[-1]), bool(chain))
+        # S = ab = 6 is S = 6, and x = y = 2 is x = 2, y = 2.
+        names = [part for part in parts[:-1] if NAME.fullmatch(plain(part))]
+        said = [Relation(name, "=", read(parts[-1])) for name in names or parts[-2:-1]]
+        return said[0] if len(said) == 1 else Unordered(list(said))
     if "=" in found or "\\ne" in found:
         return Relation(plain(parts[0]), "".join(found), plain("".join(parts[1:])))
     order = _order(spaced)
@@ -255,6 +255,9 @@ def _value(text: str) -> Value:
     if (found := found or bare) is not None and not CONDITION.search(found[2]):
         inner = _value(found[1].strip())
         return Value(inner.text, inner.unit + unit(found[2]) + re.sub(r"[{}]", "", found[3]))
+    counted = re.fullmatch(r"\\text\{\s*([-+]?\d[\d.,/]*)\s+([A-Za-z][A-Za-z. ]*)\}", text)
+    if counted is not None and not CONDITION.search(counted[2]):
+        return Value(counted[1], unit(counted[2]))
     found = re.fullmatch(r"(-?)\\text\{(dollar|pound|euro)\}\s*(.+)", text, re.DOTALL)
     if found is not None:
         inner = _value(found[3])

@@ -17,7 +17,9 @@ _CHARACTERS = {
 _SPACES = re.compile(r"\\[,;:!> ]|\\q?quad\b|~|\\(?:hspace|vspace)\*?\{[^{}]*\}|\\(?:displaystyle|limits|nolimits)\b")
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*")
 _SHORT = re.compile(r"\\frac\s*(\{|[A-Za-z0-9])")
-_WORDS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?)\s*\{")
+_WORDS = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|operatorname\*?)\s*\{"
+)
 _NAMES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "geq": "ge", "leqslant": "le",
           "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "colon": ":", "lbrace": r"\{", "rbrace": r"\}",
           "varnothing": "emptyset", "vee": "lor", "wedge": "land", "dots": "ldots", "cdots": "ldots", "lbrack": "[",
@@ -49,9 +51,10 @@ def clean(text: str) -> str:
     for character, written in _CHARACTERS.items():
         text = text.replace(character, written)
     text = re.sub(r"\\\\(\[[^\]]*\])?", "\0", text)  # the end of a matrix's row, which is no escape
-    text = re.sub(r"(?<!\\)\\\s*$", "", text)
+    text = re.sub(r"[\0\s]*\\?\s*$", "", text)
+    text = re.sub(r"\\text\{\$([^$]*)\$\}", r"\1", text)
     text = re.sub(r"\.\.\.+|…", r"\\ldots ", text)
-    text = re.sub(r"\\tag\*?\s*\{[^{}]*\}|\\(?:large|Large|LARGE|small|huge|bf|rm|it)(?![A-Za-z])", " ", text)
+    text = re.sub(r"\\(?:tag|label)\*?\s*\{[^{}]*\}|\\(?:large|Large|LARGE|small|huge|bf|rm|it)(?![A-Za-z])", " ", text)
     text = re.sub(r"\\(?:textcolor|color)\s*\{\w+\}", "", text)
     text = text.replace(r"\$", r"\text{dollar}").replace("$", " ").replace(r"\%", "%").replace(r"\#", "#")
     text = re.sub(r"\\[()\[\]](?![A-Za-z])", " ", text)
