@@ -1,7 +1,8 @@
 """Where there is no GPU, Triton kernels run in Triton's interpreter, which is chosen before any kernel is imported.
-No test finds the process group of another."""
+No test finds the process group of another, and Ctrl-C is answered in tests however these were started."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from skytrain import parallel
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell's background jobs ignore the signal, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

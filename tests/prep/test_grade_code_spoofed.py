@@ -77,10 +77,10 @@ def test_equality_is_not_the_programs_to_tell(base):
 @pytest.mark.parametrize("attack", [
     "import builtins\nbuiltins.all = builtins.any = builtins.isinstance = lambda *a: True",
     "import sys\nfor name in dir(sys.modules['__main__']): pass\nsys.exit(0)",
-    "import os\nfor n in range(3, 30):\n    try: os.write(n, b'l1\\ni1\\n1')\n    except OSError: pass",
-    "import os\nfor n in range(3, 30):\n    try: os.write(n, b'correct')\n    except OSError: pass\nos._exit(0)",
-    "import os\nfor n in range(3, 30):\n    try: os.write(n, b'\\x00' * 65536)\n    except OSError: pass",
-    "import os\nfor n in range(3, 30):\n    try:\n"
+    "import os\nfor n in range(3, 1024):\n    try: os.write(n, b'l1\\ni1\\n1')\n    except OSError: pass",
+    "import os\nfor n in range(3, 1024):\n    try: os.write(n, b'correct')\n    except OSError: pass\nos._exit(0)",
+    "import os\nfor n in range(3, 1024):\n    try: os.write(n, b'\\x00' * 65536)\n    except OSError: pass",
+    "import os\nfor n in range(3, 1024):\n    try:\n"
     "        os.write(n, (4).to_bytes(8, 'little') + b'T' * 4)\n    except OSError: pass",
     "import sys\nsys.modules['marshal'] = sys.modules['posix'] = None",
 ])  # fmt: skip
@@ -97,6 +97,6 @@ def test_verdicts_are_not_the_programs_to_write(attack):
                                     b"d1\nl0\nN",
                                     b"s1\n\xff", b"NN", b"l-5\n", b"f3\nabc", b"i-1\n", b"t"])  # fmt: skip
 def test_a_result_of_no_form_is_wrong(result):
-    program = f"import os\ndef f(a):\n    for n in range(3, 30):\n        try: os.write(n, {result!r})\n"
+    program = f"import os\ndef f(a):\n    for n in range(3, 1024):\n        try: os.write(n, {result!r})\n"
     program += "        except OSError: pass\n    os._exit(0)"
     assert called(program, [1], []) == ("correct" if result == b"l-5\n" else "wrong")

@@ -277,7 +277,7 @@ def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
     for stage in cli.prep_stages():
         stage.register(stages)
     stages = stages.choices
-    path = ROOT / "launch" / "recipes" / "prep_sky_t1.toml"
+    path = ROOT / "launch" / "recipes" / "prep" / "sky_t1.toml"
     steps = recipe.read_recipe(path, stages, [])
     for step in steps:
         recipe._parse(step, stages[step.do], False, path)

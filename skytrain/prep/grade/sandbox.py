@@ -47,7 +47,7 @@ def check_level(level: str) -> None:
     if level not in LEVELS:
         raise UserError(f"sandbox {level!r}: name one of {', '.join(LEVELS)}")
     if level == "bubblewrap":
-        _bubblewrap()
+        _path()
 
 
 def advice() -> str:
@@ -103,12 +103,18 @@ def _python() -> str:
     return os.path.realpath(sys.executable)
 
 
-@functools.cache
-def _bubblewrap() -> tuple[str, ...]:
-    """Up to what a single program needs. Raises `UserError` where there is none."""
+def _path() -> str:
+    """Raises `UserError`. Looked for anew each time: what is kept below was found once."""
     path = shutil.which("bwrap")
     if path is None:
         raise UserError(f"sandbox 'bubblewrap': there is no bwrap on the PATH; {advice()}")
+    return path
+
+
+@functools.cache
+def _bubblewrap() -> tuple[str, ...]:
+    """Up to what a single program needs. Raises `UserError` where there is none."""
+    path = _path()
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
     if os.geteuid() == 0:
         spaces += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
