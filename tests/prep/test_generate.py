@@ -198,7 +198,8 @@ def test_a_signal_saves_and_the_next_run_asks_for_the_rest(tmp_path, number):
         assert "answers are saved in" in told and "Traceback" not in told
         assert not out.exists() and not list(tmp_path.glob("*.partial"))
         saved = rows(tmp_path / "out.answers.jsonl")
-        assert len(saved) >= 200
+        # Up to all 20 that were in flight may have been answered and not yet read.
+        assert len(saved) >= 200 - 20
         # The server works on none of those that were given up.
         until(lambda: teacher.counts()["answered"] + teacher.counts()["cancelled"] == teacher.counts()["asked"])
     with Teacher(delay=0.1) as teacher:
