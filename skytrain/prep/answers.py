@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from skytrain import locks
 from skytrain.errors import UserError
 
 
@@ -30,13 +30,9 @@ class AnswerLog:
     def __enter__(self) -> AnswerLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(self._file.fileno()):
             self._file.close()
-            raise UserError(f"{self.path}: another process writes it; wait for it, or give another --out") from None
-        except OSError:  # a file system without locks
-            pass
+            raise UserError(f"{self.path}: another process writes it; wait for it, or give another --out")
         try:
             self._end = self._read()
         except BaseException:

@@ -170,6 +170,17 @@ async def _until_done(client: Client, requests: Iterable[Request], take: Any, lo
         await asyncio.gather(syncing, return_exceptions=True)
 
 
+def unanswered(failed: Failed | None) -> tuple[str, str]:
+    """(reason, detail) of a request without an answer, for the account."""
+    return ("refused" if failed is not None and failed.lasting else "unanswered"), (failed.why if failed else "")
+
+
+def unfinished(record: dict[str, Any]) -> str | None:
+    """The reason for which an answer is of no use; None where it is whole."""
+    status = record["status"]
+    return None if status == "finished" else "unfinished" if status == "truncated" else status
+
+
 def spent(stage: Stage, model: Model, records: Iterable[dict[str, Any]]) -> None:
     """Notes the tokens and the money of the answers that the rows stand on, those of earlier runs too."""
     notes = stage.notes

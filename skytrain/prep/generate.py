@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skytrain.errors import UserError
-from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent
+from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent, unanswered, unfinished
 from skytrain.prep.client import Request
 from skytrain.prep.problems import check_problem
 from skytrain.prep.prompts import messages
@@ -58,9 +58,7 @@ class _Generation:
                     request, version = self._request(row, sample)
                     record = log.get(request.key)
                     if record is None:
-                        lost = failed.get(request.key)
-                        reason = "refused" if lost is not None and lost.lasting else "unanswered"
-                        self._stage.drop(row, reason, lost.why if lost else "", where)
+                        self._stage.drop(row, *unanswered(failed.get(request.key)), where)
                     else:
                         spent(self._stage, self._model, [record])
                         made = self._model.provenance(version, request, record)
@@ -88,8 +86,8 @@ class _Generation:
         return self._model.request(messages(system, user), version, sample), version
 
     def _take(self, row: Row, sample: int, record: dict[str, Any], made: dict[str, Any], where: str) -> None:
-        if record["status"] != "finished":
-            reason = "unfinished" if record["status"] == "truncated" else record["status"]
+        reason = unfinished(record)
+        if reason is not None:
             detail = (
                 f"{record['status']}, finish_reason {record['finish_reason']}, {record['completion_tokens']} tokens"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skytrain.errors import UserError
-from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent
+from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent, unanswered, unfinished
 from skytrain.prep.client import Request
 from skytrain.prep.problems import Malformed, check_problem
 from skytrain.prep.prompts import Prompts, messages
@@ -90,9 +90,7 @@ class _Rewriting:
                 request, version = self._request(row)
                 record = log.get(request.key)
                 if record is None:
-                    lost = failed.get(request.key)
-                    reason = "refused" if lost is not None and lost.lasting else "unanswered"
-                    self._stage.drop(row, reason, lost.why if lost else "", where)
+                    self._stage.drop(row, *unanswered(failed.get(request.key)), where)
                     continue
                 spent(self._stage, self._model, [record])
                 try:
@@ -117,8 +115,8 @@ class _Rewriting:
 
     def _by_model(self, row: Row, record: dict[str, Any]) -> str:
         """Raises `Irregular`, also for an answer that was cut off."""
-        if record["status"] != "finished":
-            reason = "unfinished" if record["status"] == "truncated" else record["status"]
+        reason = unfinished(record)
+        if reason is not None:
             raise Irregular(reason, f"the rewriting is {record['status']}")
         return tagged(*check_rewritten(record["answer"], trace_of(row), row["domain"], boxed(row), self._least))
 

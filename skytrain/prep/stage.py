@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from skytrain import locks
 from skytrain.errors import UserError, one_line
 from skytrain.files import open_regular
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
@@ -238,13 +238,9 @@ def _locked(path: Path) -> BinaryIO:
     """Opened for writing, and empty; `UserError` where another process has it open so."""
     while True:
         file = open(path, "ab")  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(file.fileno()):
             file.close()
-            raise UserError(f"{path}: another process writes it; wait for it, or give another --out") from None
-        except OSError:  # a file system without locks
-            pass
+            raise UserError(f"{path}: another process writes it; wait for it, or give another --out")
         # Another writer may have renamed the file between our opening and our locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             file.truncate(0)
