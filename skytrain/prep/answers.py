@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import msgspec
 
 from skytrain import locks
 from skytrain.errors import UserError
+from skytrain.files import open_regular
 
 
-class AnswerLog:
+class Answers:
     """A context. Holds keys and places in memory, and the answers on disk alone (17,000 traces are about 1 GB).
 
-    A process that was killed can leave half a line at the end: it is cut off. Every other line that cannot be read is
-    an error, since it was an answer. Raises `UserError` for that, and where another process has the log.
+    Half a line at the end is what a killed process leaves: it is passed over. Every other line that cannot be read is
+    an error, since it was an answer. Raises `UserError` for that, and where there is no file.
     """
 
     def __init__(self, path: Path, line: type):
@@ -27,12 +28,11 @@ class AnswerLog:
         self._places: dict[str, tuple[int, int]] = {}
         self.statuses: dict[str, str] = {}
 
-    def __enter__(self) -> AnswerLog:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b", buffering=0)
-        if not locks.take(self._file.fileno()):
-            self._file.close()
-            raise UserError(f"{self.path}: another process writes it; wait for it, or give another --out")
+    def __enter__(self) -> Self:
+        try:
+            self._file = self._opened()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be opened ({error.strerror or error})") from None
         try:
             self._end = self._read()
         except BaseException:
@@ -41,17 +41,19 @@ class AnswerLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.sync()
         self._file.close()
 
+    def _opened(self) -> BinaryIO:
+        return open_regular(self.path)
+
     def _read(self) -> int:
-        """Remembers every line's place. The last line of a key counts. Returns the end of the file in bytes."""
-        at, number = 0, 0
+        """Remembers every line's place. The last line of a key counts. Returns the end of the last whole line in
+        bytes."""
+        at = 0
         decoder = msgspec.json.Decoder(self._line)
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    os.ftruncate(self._file.fileno(), at)
                     break
                 try:
                     found = decoder.decode(line)
@@ -63,6 +65,33 @@ class AnswerLog:
                 self.statuses[found.key] = found.status
                 at += len(line)
         return at
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        place = self._places.get(key)
+        if place is None:
+            return None
+        return json.loads(os.pread(self._file.fileno(), place[1], place[0]))
+
+
+class AnswerLog(Answers):
+    """Answers that more are added to, by one process at a time. Half a line at the end is cut off."""
+
+    def __exit__(self, *_: Any) -> None:
+        self.sync()
+        self._file.close()
+
+    def _opened(self) -> BinaryIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        if not locks.take(file.fileno()):
+            file.close()
+            raise UserError(f"{self.path}: another process writes it; wait for it, or give another --out")
+        return file
+
+    def _read(self) -> int:
+        end = super()._read()
+        os.ftruncate(self._file.fileno(), end)
+        return end
 
     def add(self, record: dict[str, Any]) -> None:
         """record: JSON values, with `key` and `status`, both text. On disk, or at least the system's, on return."""
@@ -78,12 +107,6 @@ class AnswerLog:
         self._places[record["key"]] = (self._end, len(line))
         self.statuses[record["key"]] = record["status"]
         self._end += len(line)
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        place = self._places.get(key)
-        if place is None:
-            return None
-        return json.loads(os.pread(self._file.fileno(), place[1], place[0]))
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())

@@ -102,8 +102,8 @@ def log_of(out: Path) -> AnswerLog:
     return AnswerLog(beside(out, "answers.jsonl"), Completion)
 
 
-def ask_all(stage: Stage, model: Model, log: AnswerLog, requests: Iterable[Request]) -> dict[str, Failed]:
-    """Asks what the log does not hold, and returns those that stayed unanswered, by key.
+def ask_all(name: str, model: Model, log: AnswerLog, requests: Iterable[Request]) -> dict[str, Failed]:
+    """Asks what the log does not hold, and returns those that stayed unanswered, by key. name: for the display.
 
     Raises `UserError` where some did and model.on_unanswered is "error", and KeyboardInterrupt on Ctrl-C and SIGTERM;
     what was answered until then is in the log, and is not asked again.
@@ -128,7 +128,7 @@ def ask_all(stage: Stage, model: Model, log: AnswerLog, requests: Iterable[Reque
             raise UserError(f"{outcome.why}; so were the first {len(failed)} requests, so nothing more is asked")
 
     try:
-        with _display(stage.account.stage, counts, before, model.prices):
+        with _display(name, counts, before, model.prices):
             asyncio.run(_until_done(Client(model.asking, counts), missing(), take, log))
     except KeyboardInterrupt:
         print(f"{len(log.statuses):,} answers are saved in {log.path}; run again to go on", file=sys.stderr)

@@ -46,7 +46,7 @@ class _Generation:
 
     def work(self) -> None:
         with log_of(self._stage.out) as log:
-            failed = ask_all(self._stage, self._model, log, self._requests())
+            failed = ask_all("generate", self._model, log, self._requests())
             self._seen: Counter[tuple[str, bytes]] = Counter()
             ids = set()
             for where, row in self._stage.rows():

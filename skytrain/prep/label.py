@@ -49,7 +49,7 @@ def _work(stage: Stage, model: Model, relabel: bool) -> None:
 
     notes = stage.notes
     with log_of(stage.out) as log:
-        ask_all(stage, model, log, (request(row) for row in stage.peek() if wanted(row)))
+        ask_all("label", model, log, (request(row) for row in stage.peek() if wanted(row)))
         notes.update({"labelled": 0, "unlabelled": 0})
         for _, row in stage.rows():
             if not wanted(row):

@@ -81,7 +81,7 @@ class _Rewriting:
             return
         with log_of(self._stage.out) as log:
             wanted = (self._request(row)[0] for row in self._stage.peek() if self._regular(row) is None)
-            failed = ask_all(self._stage, self._model, log, wanted)
+            failed = ask_all("rewrite", self._model, log, wanted)
             for where, row in self._stage.rows():
                 text = self._regular(row)
                 if text is not None:

@@ -1,0 +1,1 @@
+"""Benchmarks: does a model answer better than before, and how sure is that? Never imports torch."""

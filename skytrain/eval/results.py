@@ -1,0 +1,152 @@
+"""What an evaluation leaves in its folder, and how it is read again.
+
+eval.json            the settings, written first
+items/TASK.jsonl     a line a problem: its row, `part`, `messages` (as asked) and `prompt` (the text's version)
+answers.jsonl        every answer that was paid for, by its key (`skytrain.prep.answers`)
+verdicts.jsonl       every judgement that was made, by its key
+servers.jsonl        what the servers told of themselves, at each start
+samples/TASK.jsonl   a line a sample, with its verdict
+results.json         the scores; written last: a folder without it is unfinished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skytrain.errors import UserError
+from skytrain.files import open_regular, read_regular
+from skytrain.prep.answers import Answers
+from skytrain.prep.completions import Completion
+from skytrain.prep.stage import Row
+
+FORMAT = 1
+
+
+class Score(msgspec.Struct, forbid_unknown_fields=True):
+    """A share of 1. stderr: of the mean, clustered by problem (None for a single one); low, high: 95% interval."""
+
+    mean: float
+    stderr: float | None
+    low: float
+    high: float
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a benchmark, as LiveCodeBench's easy problems."""
+
+    problems: int
+    score: Score
+
+
+class TaskResult(msgspec.Struct, forbid_unknown_fields=True):
+    """name, title: of the task. data: [file, bytes, sha256] each. version, since, until: of the problems asked.
+
+    prompt: VARIANT.FORM@DIGEST of each text used; system: NAME@DIGEST, or none. sampling: as sent. skipped: rows that
+    could not be asked, by reason. verdicts: of all problems x samples, so that they sum to that; `truncated` and
+    `missing` are wrong answers of their own kinds. pass_at: by k. truncated: share of the samples; tokens: mean length
+    of the answers, thoughts included, None where no server told any. expected: [low, high] in percent, of the whole
+    ("") or a part, where a recipe names them. warnings: what a reader of the scores has to know.
+    """
+
+    name: str
+    title: str
+    data: list[tuple[str, int, str]]
+    version: str | None
+    since: str | None
+    until: str | None
+    prompt: list[str]
+    system: str
+    sampling: dict[str, Any]
+    seed: int
+    samples: int
+    problems: int
+    skipped: dict[str, int]
+    score: Score
+    parts: dict[str, Part]
+    pass_at: dict[int, Score]
+    verdicts: dict[str, int]
+    truncated: float
+    tokens: float | None
+    expected: dict[str, tuple[float, float]]
+    warnings: list[str]
+
+
+class Results(msgspec.Struct, forbid_unknown_fields=True):
+    """made: date and time, UTC. servers: what they told of engine, version, dtype and parallelism. money: USD for the
+    tokens, where prices are given."""
+
+    format: int
+    model: str
+    made: str
+    servers: list[dict[str, Any]]
+    sandbox: str
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
+    tasks: list[TaskResult]
+
+
+class Sample(msgspec.Struct, forbid_unknown_fields=True):
+    """A line of samples/TASK.jsonl. id: of the problem; answer: what was taken for the answer; status: of the
+    completion, or missing; tokens: of the completion; key: finds the text in answers.jsonl."""
+
+    id: str
+    sample: int
+    part: str | None
+    verdict: str
+    detail: str
+    answer: str | None
+    status: str
+    tokens: int
+    key: str
+
+
+class Evaluation:
+    """A finished evaluation's folder. Raises `UserError` where it is none, or cannot be read."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "results.json"
+        if not path.exists():
+            if (self.folder / "eval.json").exists():
+                raise UserError(f"{self.folder}: this evaluation is unfinished; run it again, and it goes on")
+            raise UserError(f"{self.folder}: holds no results.json; name the folder of an evaluation")
+        self.results: Results = _decoded(path, Results)
+        if self.results.format != FORMAT:
+            raise UserError(f"{path}: format {self.results.format}, and this version reads {FORMAT}")
+
+    def samples(self, task: str) -> Iterator[Sample]:
+        return _lines(self.folder / "samples" / f"{task}.jsonl", Sample)
+
+    def items(self, task: str) -> Iterator[Row]:
+        return _lines(self.folder / "items" / f"{task}.jsonl", dict)
+
+    def answers(self) -> Answers:
+        """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one."""
+        return Answers(self.folder / "answers.jsonl", Completion)
+
+
+def _decoded(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(read_regular(path), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _lines(path: Path, kind: Any) -> Iterator[Any]:
+    decoder = msgspec.json.Decoder(kind)
+    try:
+        with open_regular(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    # msgspec reads no whole numbers of many digits, and tests of programs hold some.
+                    yield json.loads(line) if kind is dict else decoder.decode(line)
+                except (ValueError, msgspec.MsgspecError) as error:
+                    raise UserError(f"{path}:{number}: cannot be read ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,1 @@
+"""`skytrain report`: what training runs and evaluations have left, on one page. Never imports torch."""
