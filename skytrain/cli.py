@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     """The commands are imported here and not above, so that Ctrl-C meanwhile is answered as any other."""
     from skytrain import export_command, verify_command
     from skytrain.plan import command as plan_command
+    from skytrain.report import command as report_command
 
     top = argparse.ArgumentParser(prog="skytrain", description="Supervised fine-tuning of reasoning models.")
     top.add_argument("--version", action="version", version=f"skytrain {__version__}")
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     plan_command.register(commands)
     export_command.register(commands)
     verify_command.register(commands)
+    report_command.register(commands)
     return top
 
 

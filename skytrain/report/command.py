@@ -1,0 +1,67 @@
+"""`skytrain report RUN [RUN...]`: training runs and evaluations on one page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from skytrain.errors import UserError
+from skytrain.files import open_regular
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="put training runs and evaluations on one page",
+        description="Writes one HTML file that needs no network, and a Markdown file beside it: scores beside the "
+        "published ones, models compared on the same problems, curves of training runs, planned against measured, "
+        "and every sample with its verdict. Prints the table of scores.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a training run or an evaluation")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="default: report.html")
+    parser.add_argument("--overwrite", action="store_true", help="write over files that are no report of ours")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """UserError for a folder that cannot be reported on, and for an --out that cannot be written. Exit status."""
+    from skytrain.prep.stage import guarded
+
+    return guarded(lambda: _write(arguments.runs, arguments.out, arguments.overwrite), arguments.out)
+
+
+def _write(folders: list[Path], out: Path, overwrite: bool) -> None:
+    # Not at the top: the other commands need none of it.
+    from skytrain.prep.stage import write_atomically
+    from skytrain.report import markdown, page, runs, samples, tables
+
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: must end in .html; the Markdown is written beside it")
+    beside = out.with_suffix(".md")
+    for path in (out, beside):
+        _check_free(path, overwrite)
+    training, evaluated = runs.read(folders)
+    counts = samples.count(evaluated)
+    compared = tables.comparisons(evaluated, counts)
+    page.write(out, training, evaluated, counts, compared)
+    text = f"<!-- {page.MARK} -->\n" + markdown.report(training, evaluated, compared)
+    write_atomically(beside, text.encode())
+    if evaluated:
+        print(markdown.scores(evaluated))
+    print(f"written: {out}, {beside}")
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    from skytrain.report.page import MARK
+
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: no folder {path.parent}; make it")
+    try:
+        with open_regular(path) as file:
+            ours = MARK.encode() in file.readline(200)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror or error}; give another name") from None
+    if not ours and not overwrite:
+        raise UserError(f"--out {path}: is there, and no report of this command; give another name, or --overwrite")
