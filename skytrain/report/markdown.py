@@ -63,7 +63,9 @@ def report(training: list[Training], evaluated: list[Evaluated], compared: list[
         parts.append("## Scores\n\n" + scores(evaluated))
     every, rows = pass_rows(evaluated)
     if every:
-        body = [[title, name, *(NONE if s is None else f"{s.mean * 100:.1f}" for s in by_k)] for title, name, by_k in rows]
+        body = [
+            [title, name, *(NONE if s is None else f"{s.mean * 100:.1f}" for s in by_k)] for title, name, by_k in rows
+        ]
         parts.append("### pass@k, percent\n\n" + table(["benchmark", "model", *(f"k = {k}" for k in every)], body))
     if compared:
         parts.append("## Did the training help?\n\n" + comparison(compared))

@@ -44,7 +44,8 @@ def write(
     try:
         with open(partial(out), "w", encoding="utf-8", newline="\n") as file:
             for piece in pieces:
-                file.write(piece)
+                # What the file cannot hold, or a parser of HTML takes for something else, is replaced.
+                file.write(whole(piece).replace("\0", "\ufffd"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial(out), out)
@@ -61,7 +62,7 @@ def _pieces(
 ) -> Iterator[str]:
     # Jinja gives out a template as it goes, so that one chunk at a time is in memory; the index is known after them.
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     css, script = (HERE / "page.css").read_text(encoding="utf-8"), (HERE / "page.js").read_text(encoding="utf-8")
@@ -80,11 +81,6 @@ def _pieces(
     )  # fmt: skip
 
 
-def _finalize(value: Any) -> Any:
-    """What the page's file cannot hold, or a parser of HTML takes for something else, is replaced."""
-    return whole(value).replace("\0", "\ufffd") if type(value) is str else value
-
-
 def digest(text: str) -> str:
     """As a policy of contents names the one script, and the one style sheet, that may be used."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -99,7 +95,7 @@ def training_curves(runs: list[Training]) -> list[Markup]:
             loss.append(Series(f"{run.name}, validation", run.curve("validation_loss"), i, dots=True))
     figures = [plot("Loss", loss, "step", "nats a trained token")]
     for key, title, unit in (
-        ("lr", "Learning rate", "a step"),
+        ("lr", "Learning rate", "of the optimizer"),
         ("grad_norm", "Gradient norm", "before clipping"),
         ("tokens_per_s", "Throughput", "tokens/s"),
     ):

@@ -119,7 +119,8 @@ def score_notes(evaluated: list[Evaluated]) -> list[str]:
         for name, task in one.tasks.items():
             if name in sizes and task.problems != sizes[name]:
                 notes.append(
-                    f"{task.title}: {one.name} was asked {task.problems:,} problems; the published set has {sizes[name]:,}."
+                    f"{task.title}: {one.name} was asked {task.problems:,} problems; the published set has "
+                    f"{sizes[name]:,}."
                 )
     return notes
 
@@ -229,7 +230,9 @@ def state(run: Training) -> str:
     if run.finished:
         return f"finished, {run.steps:,} steps"
     left = run.last("eta_s")
-    return f"unfinished: step {run.steps:,}" + ("" if left is None else f", with {clock(left)} left by its own forecast")
+    return f"unfinished: step {run.steps:,}" + (
+        "" if left is None else f", with {clock(left)} left by its own forecast"
+    )
 
 
 def clock(seconds: float) -> str:
@@ -238,8 +241,8 @@ def clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _hours(run: Training) -> str:
-    return NONE if run.hours is None else f"{run.hours:.2f}" if run.hours >= 1 else clock(run.hours * 3600)
+def _time(run: Training) -> str:
+    return NONE if run.hours is None else f"{run.hours:.2f} h" if run.hours >= 1 else clock(run.hours * 3600)
 
 
 def _batch(run: Training) -> str:
@@ -276,7 +279,7 @@ _FACTS: list[tuple[str, Callable[[Training], str]]] = [
     ("last loss", _final("loss")),
     ("last validation loss", _final("validation_loss")),
     ("skipped steps", lambda run: number(run.last("skipped"), ",.0f")),
-    ("hours", _hours),
+    ("time", _time),
     ("money", lambda run: number(run.last("money"), ",.2f")),
     ("MFU (median)", _mfu),
     ("lines not read", lambda run: f"{run.unread}"),
