@@ -16,12 +16,14 @@
     if (kind) made.className = kind;
     return made;
   };
-  const count = (number) => number.toLocaleString("en-US");
+  // One format for all: toLocaleString would make one a call.
+  const format = new Intl.NumberFormat("en-US"), count = (number) => format.format(number);
 
   // Chunks, unpacked when a sample of theirs is opened; the last few are kept.
   const unpacked = new Map();
   const unpack = async (number) => {
-    const raw = Uint8Array.from(atob(chunks[number].textContent), (c) => c.charCodeAt(0));
+    const packed = atob(chunks[number].textContent), raw = new Uint8Array(packed.length);
+    for (let i = 0; i < raw.length; i++) raw[i] = packed.charCodeAt(i);
     const stream = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text());
   };
@@ -164,7 +166,8 @@
     requestAnimationFrame(() => { due = false; draw(); });
   });
   new ResizeObserver(draw).observe(list);
-  byId("filters").addEventListener("input", filter);
+  for (const id of ["model", "task", "verdict"]) byId(id).addEventListener("change", filter);
+  byId("problem").addEventListener("input", filter);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
 
   fill(byId("model"), index.models, "model");

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -391,7 +392,8 @@ def test_thoughts_in_tags_are_told_from_the_answer(tmp_path):
 
 def test_a_large_evaluation_is_written_in_bounded_memory(tmp_path):
     """3,000 samples of 20 kB; the process may hold a small part of these 60 MB."""
-    problems = [Problem(f"{i}", RIGHT, thoughts=f"{i} " * 5000) for i in range(750)]
+    draw = random.Random(0)
+    problems = (Problem(f"{i}", RIGHT, answer=lambda _: draw.randbytes(10_000).hex()) for i in range(750))
     folder = evaluations.write(tmp_path / "e", "m", {"t": problems})
     code = (
         "import resource, sys; from skytrain import cli\n"
