@@ -47,8 +47,8 @@ else:
 
 setup(
     packages=[
-        *("skytrain", "skytrain.data", "skytrain.prep", "skytrain.prep.grade", "skytrain.plan", "skytrain.kernels"),
-        *("skytrain.eval", "skytrain.eval.tasks", "skytrain.report"),
+        *("skytrain", "skytrain.data", "skytrain.plan", "skytrain.kernels"),
+        *("skytrain.prep", "skytrain.prep.grade", "skytrain.eval", "skytrain.eval.tasks", "skytrain.report"),
     ],
     # PyPI has a package called `kernels` that transformers imports, so ours is only known as skytrain.kernels.
     package_dir={"skytrain": "skytrain", "skytrain.kernels": "kernels"},

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import statistics
+import time
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,7 @@ QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
 QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 SAMPLES, SIZE = 5000, 20_000
 LONGEST_TASK_MS = 2500
-"""A tenth of it is what an idle machine with two cores takes; tests share theirs."""
+"""An idle machine with two cores takes less than a tenth of it; tests share theirs."""
 
 
 @pytest.fixture
@@ -248,6 +249,12 @@ def test_5000_samples_of_20_kb(browser, tmp_path, capsys):
         openings.append(browser.execute_async_script(OPEN, i))
         assert text(browser, "thoughts") + text(browser, "answer") == answer(i)
         assert text(browser, "answer").startswith(f"Answer {i}:")
+    # Two are asked for at once: the last one stays open, though the first, whose chunk is still packed, is there later.
+    second = browser.execute_script("return JSON.parse(document.getElementById('index').textContent).starts[1]")
+    browser.execute_async_script(OPEN, second)
+    browser.execute_script("for (const i of arguments) document.getElementById('row' + i).click()", second - 1, second)
+    time.sleep(1)
+    assert opened(browser) == str(second)
     tasks, most = browser.execute_script("return [tasks, most]")
     size = (tmp_path / "report.html").stat().st_size / 1e6
     median = statistics.median(openings)
