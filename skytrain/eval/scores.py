@@ -1,8 +1,8 @@
 """Scores and how sure they are: a problem is one observation, however often it was asked.
 
 Samples of one problem are alike, so that an interval over all samples as if they were independent is too narrow by up
-to the square root of their number. The spread of the problems' own means holds both kinds of chance: which problems were
-asked, and what was sampled.
+to the square root of their number. The spread of the problems' own means holds both kinds of chance: which problems
+were asked, and what was sampled.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CONFIDENCE = 0.95
 def score(samples: Mapping[str, Sequence[float]]) -> Score:
     """The mean of the problems' means, with its 95% interval.
 
-    samples: of each problem its samples' values, 0 or 1. Raises ValueError where there are no problems, where one has no
-    samples, or where their numbers differ: a mean over some of what was asked is another score.
+    samples: of each problem its samples' values, 0 or 1. Raises ValueError where there are no problems, where one has
+    no samples, or where their numbers differ: a mean over some of what was asked is another score.
 
     The interval is Wilson's, with Student's t and with as many observations as have the standard error that the
     problems' means show: p(1 - p)/stderr^2 (an effective sample size, as in Korn and Graubard 1998). Unlike mean +- t
@@ -65,7 +65,7 @@ def compare(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[
     if n == 1:
         return Score(mean, None, -1.0, 1.0)
     stderr = float(np.std(differences, ddof=1)) / math.sqrt(n)
-    # Where no problem changed differently from another, one that does so may still be rare: Clopper and Pearson's bound.
+    # Where no problem differs from another, those that do may only be rare: Clopper and Pearson's bound on how rare.
     half = student_t(n - 1) * stderr if stderr > 0 else 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
     return Score(mean, stderr, max(-1.0, mean - half), min(1.0, mean + half))
 
