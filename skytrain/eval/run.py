@@ -116,8 +116,6 @@ def model_of(settings: Settings, task: TaskSettings, prompts: Prompts) -> Model:
     for name, value in (("samples", task.samples), ("limit", task.limit), ("workers", settings.workers)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
-    if settings.on_unanswered not in ("error", "drop"):
-        raise UserError(f"on_unanswered = {settings.on_unanswered!r}: must be error or drop")
     asking = Asking(
         settings.server, settings.in_flight, settings.tries, settings.patience, settings.timeout, settings.api_key_env
     )

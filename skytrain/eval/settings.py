@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ from skytrain.files import read_regular
 
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
 """What a task may have of its own."""
+Variant = Literal["before", "after", "bare"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
@@ -42,7 +43,7 @@ class TaskSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     expected: tuple[float, float] | dict[str, tuple[float, float]] | None = None
     samples: int | None = None
     limit: int | None = None
-    prompt: str | None = None
+    prompt: Variant | None = None
     system: str | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -67,7 +68,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     task: list[TaskSettings] = []
     samples: int = 16
     limit: int | None = None
-    prompt: str = "before"
+    prompt: Variant = "before"
     system: str = "none"
     prompts: str | None = None
     temperature: float = 0.7
@@ -83,9 +84,9 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     timeout: float | None = None
     api_key_env: str = "OPENAI_API_KEY"
     price: tuple[float, float] | None = None
-    on_unanswered: str = "error"
+    on_unanswered: Literal["error", "drop"] = "error"
     workers: int | None = None
-    sandbox: str = "bubblewrap"
+    sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
 
     @property
     def folder(self) -> Path:
