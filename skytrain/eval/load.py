@@ -15,7 +15,7 @@ from skytrain.prep import hub
 from skytrain.prep.importing import Unfit, complete, id_of, unique
 from skytrain.prep.problems import Malformed
 from skytrain.prep.rows import Unreadable, read_rows
-from skytrain.prep.stage import Row, dumps, fingerprint, long_integers, without_times
+from skytrain.prep.stage import Row, absolute_tests, dumps, fingerprint, long_integers, without_times
 from skytrain.prep.tests_folder import TestsFolder
 
 
@@ -74,7 +74,7 @@ def _checked(
     first = _day(task, "since", since) if since else datetime.date.min
     last = _day(task, "until", until) if until else datetime.date.max
     if first > last:
-        raise UserError(f"{task.name}: since {since} is behind until {until}, which leaves no problem")
+        raise UserError(f"{task.name}: since {since} is later than until {until}; exchange them")
     return first, last
 
 
@@ -166,7 +166,7 @@ class _Reading:
                     raise UserError(f"{raw.where}: {error}; mend it, or download the file again") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{raw.where}: a row is an object, not {type(row).__name__}")
-                yield raw.where, without_times(row)
+                yield raw.where, absolute_tests(without_times(row), path.parent)
 
     def _problem(self, row: Row) -> Row | None:
         """None for one outside of the window. Its tests are not read."""
@@ -190,8 +190,8 @@ class _Reading:
             expected = self._task.versions[version].problems
             if self._read != expected:
                 raise UserError(
-                    f"{self._task.name}: {version} has {expected} problems, and these files hold {self._read}; name the "
-                    f"files {', '.join(self._task.versions[version].files)}"
+                    f"{self._task.name}: {version} has {expected} problems, and these files hold {self._read}; name "
+                    f"{', '.join(self._task.versions[version].files)}"
                 )
 
     def notes(self) -> list[str]:

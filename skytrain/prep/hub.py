@@ -45,7 +45,7 @@ def fetch(spec: str, out: Path, *, overwrite: bool = False) -> Path:
             os.fsync(file.fileno())
         os.replace(partial(path), path)
     except Exception as error:  # the library raises its own, those of its downloader and OSError
-        raise UserError(f"--hub {spec}: cannot be read ({type(error).__name__}: {error})") from None
+        raise UserError(f"{spec}: cannot be read from the hub ({type(error).__name__}: {error})") from None
     finally:
         partial(path).unlink(missing_ok=True)
     return path

@@ -16,7 +16,7 @@ _FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 
 
 class Prompts:
-    """folder: a user's, whose files replace those of `ours` of the same name. Raises `UserError` for a file of any other
+    """folder: a user's, whose files replace those of `ours` of the same name. Raises `UserError` for a file of another
     name."""
 
     def __init__(self, folder: str | Path | None = None, ours: Path = OURS):

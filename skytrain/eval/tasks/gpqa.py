@@ -5,7 +5,7 @@ gpqa_diamond (CSV or Parquet; it has some sixty columns more):
      "Incorrect Answer 1": "10^-11 eV", "Incorrect Answer 2": "10^-8 eV", "Incorrect Answer 3": "10^-9 eV",
      "Record ID": "rec06pnAkLOr2t2mp", "High-level domain": "Physics", "Subdomain": "Physics (general)"}
 
-and of copies: {"question": "...", "choices" or "options": [four texts], "answer": a letter, an index from 0 or the text}
+and of copies: {"question", "choices" or "options": [four texts], "answer": a letter, an index from 0, or the text}
 
 The published rows name the right answer first, so the choices are put into an order that a hash of the question and the
 choice gives: the same for every run and every copy of the set. `order` of the provenance says which published choice

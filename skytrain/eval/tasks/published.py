@@ -37,7 +37,7 @@ def text_of(row: Row, *names: str) -> str:
 
 
 def of_year(row: Row, year: int) -> None:
-    """Raises `Skip` for a problem of another year, where the row tells one: a year, a url, or an id such as 2024-I-12."""
+    """Raises `Skip` for a problem of another year, where the row tells its own: by year, url, or an id as 2024-I-12."""
     told = [_YEAR.search(str(row[key])) for key in ("url", "id", "ID") if row.get(key) is not None]
     years = [int(found[1] or found[2]) for found in told if found]
     if re.fullmatch(r"\d{4}", str(row.get("year"))):
