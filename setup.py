@@ -46,10 +46,17 @@ else:
     commands["build_ext"] = BuildExtension
 
 setup(
-    packages=["skytrain", "skytrain.data", "skytrain.prep", "skytrain.prep.grade", "skytrain.plan", "skytrain.kernels"],
+    packages=[
+        *("skytrain", "skytrain.data", "skytrain.plan", "skytrain.kernels"),
+        *("skytrain.prep", "skytrain.prep.grade", "skytrain.eval", "skytrain.eval.tasks", "skytrain.report"),
+    ],
     # PyPI has a package called `kernels` that transformers imports, so ours is only known as skytrain.kernels.
     package_dir={"skytrain": "skytrain", "skytrain.kernels": "kernels"},
-    package_data={"skytrain.plan": ["*.toml"], "skytrain.prep": ["prompts/*.txt"]},
+    package_data={
+        "skytrain.plan": ["*.toml"],
+        "skytrain.prep": ["prompts/*.txt"],
+        "skytrain.eval": ["prompts/*.txt"],
+    },
     ext_modules=extensions,
     cmdclass=commands,
 )

@@ -14,7 +14,7 @@ import msgspec
 
 from skytrain.errors import UserError
 from skytrain.eval import engine
-from skytrain.eval.asked import asked, texts
+from skytrain.eval.asked import asked, prompts
 from skytrain.eval.load import Loaded, load
 from skytrain.eval.results import Results, result_lines
 from skytrain.eval.scoring import Plan, scored
@@ -27,7 +27,7 @@ from skytrain.prep.client import Asking, Request
 from skytrain.prep.completions import Completion
 from skytrain.prep.grade.sandbox import check_level
 from skytrain.prep.prompts import Prompts, messages
-from skytrain.prep.stage import Row, absolute_tests, dumps, relative_tests, write_atomically
+from skytrain.prep.stage import Row, absolute_tests, dumps, long_integers, relative_tests, write_atomically
 
 FORMAT = 1
 
@@ -57,29 +57,30 @@ def evaluate(settings: Settings, *, overwrite: bool = False) -> Results:
     """
     if not settings.model:
         raise UserError("--model: is missing; name the model as the servers know it")
-    folder, prompts = settings.folder, texts(settings.prompts)
-    tasks = [(one, task_of(one.name)) for one in settings.task]
-    models = {one.name: model_of(settings, one, prompts) for one in settings.task}
+    folder, texts = settings.folder, prompts(settings.prompts)
     systems = {one.name: system_of(one.system) for one in settings.task}
-    folder.mkdir(parents=True, exist_ok=True)
-    with AnswerLog(folder / "answers.jsonl", Completion) as answers:
+    with long_integers():
         before = read_kept(folder)
         if before is not None and not overwrite:
             _same(before, settings, systems, folder)
-        plans = []
-        for one, task in tasks:
-            loaded = load(
-                task, one.data, items_file(folder, one.name),
-                version=one.version, since=one.since, until=one.until, limit=one.limit,
-            )  # fmt: skip
-            items = [_as_asked(row, one.prompt, prompts, systems[one.name]) for row in loaded.items]
-            plans.append(Plan(one, task, models[one.name], systems[one.name].name, items, loaded))
+        plans = [_plan(settings, one, systems[one.name], texts) for one in settings.task]
         if any(row["domain"] == "code" for plan in plans for row in plan.items):
             check_level(settings.sandbox)
-        _write(folder, settings, systems, plans)
-        servers = _servers(settings, folder)
-        failed = ask_all("eval", plans[0].model, answers, _requests(plans))
-        return scored(folder, settings, plans, answers, servers, {key: one.why for key, one in failed.items()})
+        with AnswerLog(folder / "answers.jsonl", Completion) as answers:
+            _write(folder, settings, systems, plans)
+            servers = _servers(settings, folder)
+            failed = ask_all("eval", plans[0].model, answers, _requests(plans))
+            return scored(folder, settings, plans, answers, servers, {key: one.why for key, one in failed.items()})
+
+
+def _plan(settings: Settings, one: TaskSettings, system: System, texts: Prompts) -> Plan:
+    model, task = model_of(settings, one, texts), task_of(one.name)
+    loaded = load(
+        task, [one.data] if isinstance(one.data, str) else one.data, items_file(settings.folder, one.name),
+        version=one.version, since=one.since, until=one.until, limit=one.limit,
+    )  # fmt: skip
+    items = [_as_asked(row, one.prompt, texts, system) for row in loaded.items]
+    return Plan(one, task, model, system.name, items, loaded)
 
 
 def rescore(folder: Path, *, samples: int | None = None, workers: int | None = None) -> Results:
@@ -92,7 +93,7 @@ def rescore(folder: Path, *, samples: int | None = None, workers: int | None = N
         raise UserError(f"{folder}: holds no eval.json; name the folder of an evaluation with --out")
     settings, plans = kept.settings, []
     settings.out, settings.workers = str(folder), workers or settings.workers
-    prompts = texts(None)
+    texts = prompts()
     for one in settings.task:
         if samples is not None and samples > one.samples:
             raise UserError(
@@ -100,18 +101,19 @@ def rescore(folder: Path, *, samples: int | None = None, workers: int | None = N
             )
         one.samples = samples or one.samples
         path = items_file(folder, one.name)
-        items = [absolute_tests(row, path.parent) for row in result_lines(path, dict)]
+        with long_integers():
+            items = [absolute_tests(row, path.parent) for row in result_lines(path, dict)]
         data, skipped, notes = kept.loaded[one.name]
         loaded = Loaded(items, data, skipped, notes)
         plans.append(
-            Plan(one, task_of(one.name), model_of(settings, one, prompts), kept.systems[one.name], items, loaded)
+            Plan(one, task_of(one.name), model_of(settings, one, texts), kept.systems[one.name], items, loaded)
         )
     servers = list(result_lines(folder / "servers.jsonl", dict))
-    with AnswerLog(folder / "answers.jsonl", Completion) as answers:
+    with long_integers(), AnswerLog(folder / "answers.jsonl", Completion) as answers:
         return scored(folder, settings, plans, answers, servers, {}, again=True)
 
 
-def model_of(settings: Settings, task: TaskSettings, prompts: Prompts) -> Model:
+def model_of(settings: Settings, task: TaskSettings, texts: Prompts) -> Model:
     """Raises `UserError` for settings that mean nothing."""
     for name, value in (("samples", task.samples), ("limit", task.limit), ("workers", settings.workers)):
         if value is not None and value < 1:
@@ -120,7 +122,7 @@ def model_of(settings: Settings, task: TaskSettings, prompts: Prompts) -> Model:
         settings.server, settings.in_flight, settings.tries, settings.patience, settings.timeout, settings.api_key_env
     )
     sampling = Sampling(task.temperature, task.top_p, task.max_tokens, task.extra)
-    return Model(settings.model, sampling, asking, prompts, task.seed, settings.price, settings.on_unanswered)
+    return Model(settings.model, sampling, asking, texts, task.seed, settings.price, settings.on_unanswered)
 
 
 def system_of(name: str) -> System:
@@ -176,8 +178,8 @@ def _same(before: Kept, settings: Settings, systems: dict[str, System], folder: 
             raise UserError(f"{folder}: {old.name} was asked with another {', '.join(changed)}; {advice}")
 
 
-def _as_asked(row: Row, variant: str, prompts: Prompts, system: System) -> Row:
-    user, version = asked(row, variant, prompts)
+def _as_asked(row: Row, variant: str, texts: Prompts, system: System) -> Row:
+    user, version = asked(row, variant, texts)
     return {**row, "messages": messages(system.text, user), "prompt_version": version}
 
 

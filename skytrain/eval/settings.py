@@ -27,7 +27,7 @@ from skytrain.files import read_regular
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
 """What a task may have of its own."""
 Variant = Literal["before", "after", "bare"]
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 class TaskSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -152,7 +152,7 @@ def _named(word: str, tasks: list[TaskSettings], where: str) -> TaskSettings:
 
 def _check(task: TaskSettings, where: str) -> None:
     if not _NAME.fullmatch(task.name):
-        raise UserError(f"{where}: task {task.name!r}: a name has lower-case letters, digits, _, . and - alone")
+        raise UserError(f"{where}: task {task.name!r}: a name has lower-case letters, digits, _ and - alone")
     for key in ("since", "until"):
         value = getattr(task, key)
         try:

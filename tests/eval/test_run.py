@@ -42,7 +42,8 @@ def said():
 
 def problems(folder, count=10):
     path = folder / "sums.jsonl"
-    rows = [{"id": f"p{i}", "question": f"What is {i} + {i}? #{i}#", "answer": str(2 * i)} for i in range(count)]
+    asked = [{"id": f"p{i}", "question": f"What is {i} + {i}? #{i}#", "answer": str(2 * i)} for i in range(count)]
+    rows = [row | {"domain": "math"} for row in asked]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
