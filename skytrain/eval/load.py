@@ -47,7 +47,7 @@ def load(
     Raises `UserError` for data that are not this task's, and for settings that the task does not have.
     """
     window = _checked(task, version, since, until, limit)
-    paths = _paths(task, data, Path(out), version)
+    paths = files_of(task, data, Path(out), version)
     folder = TestsFolder(Path(out))
     reading = _Reading(task, paths, window, limit, folder)
     try:
@@ -87,7 +87,8 @@ def _day(task: Task, name: str, text: str) -> datetime.date:
     raise UserError(f"{task.name}: {name} {text!r}: must be a day, as 2024-08-01")
 
 
-def _paths(task: Task, data: list[str | Path] | None, out: Path, version: str | None) -> list[Path]:
+def files_of(task: Task, data: list[str | Path] | None, out: Path, version: str | None) -> list[Path]:
+    """The files that `load` reads; the hub's is fetched. Raises `UserError`."""
     if data is None:
         return [_fetched(task, out, version)]
     paths = [Path(path) for path in data]

@@ -15,7 +15,7 @@ import msgspec
 from skytrain.errors import UserError
 from skytrain.eval import engine
 from skytrain.eval.asked import asked, prompts
-from skytrain.eval.load import Loaded, load
+from skytrain.eval.load import Loaded, files_of, load
 from skytrain.eval.results import Results, result_lines
 from skytrain.eval.scoring import Plan, scored
 from skytrain.eval.settings import SHARED, Settings, TaskSettings
@@ -27,7 +27,7 @@ from skytrain.prep.client import Asking, Request
 from skytrain.prep.completions import Completion
 from skytrain.prep.grade.sandbox import check_level
 from skytrain.prep.prompts import Prompts, messages
-from skytrain.prep.stage import Row, absolute_tests, dumps, long_integers, relative_tests, write_atomically
+from skytrain.prep.stage import Row, absolute_tests, dumps, fingerprint, long_integers, relative_tests, write_atomically
 
 FORMAT = 1
 
@@ -63,7 +63,7 @@ def evaluate(settings: Settings, *, overwrite: bool = False) -> Results:
         before = read_kept(folder)
         if before is not None and not overwrite:
             _same(before, settings, systems, folder)
-        plans = [_plan(settings, one, systems[one.name], texts) for one in settings.task]
+        plans = [_plan(settings, one, systems[one.name], texts, before) for one in settings.task]
         if any(row["domain"] == "code" for plan in plans for row in plan.items):
             check_level(settings.sandbox)
         with AnswerLog(folder / "answers.jsonl", Completion) as answers:
@@ -73,14 +73,30 @@ def evaluate(settings: Settings, *, overwrite: bool = False) -> Results:
             return scored(folder, settings, plans, answers, servers, {key: one.why for key, one in failed.items()})
 
 
-def _plan(settings: Settings, one: TaskSettings, system: System, texts: Prompts) -> Plan:
-    model, task = model_of(settings, one, texts), task_of(one.name)
-    loaded = load(
-        task, [one.data] if isinstance(one.data, str) else one.data, items_file(settings.folder, one.name),
-        version=one.version, since=one.since, until=one.until, limit=one.limit,
-    )  # fmt: skip
+def _plan(settings: Settings, one: TaskSettings, system: System, texts: Prompts, before: Kept | None) -> Plan:
+    model, task, out = model_of(settings, one, texts), task_of(one.name), items_file(settings.folder, one.name)
+    paths = files_of(task, [one.data] if isinstance(one.data, str) else one.data, out, one.version)
+    loaded = _loaded_before(one, paths, out, before) or load(
+        task, paths, out, version=one.version, since=one.since, until=one.until, limit=one.limit
+    )
     items = [_as_asked(row, one.prompt, texts, system) for row in loaded.items]
     return Plan(one, task, model, system.name, items, loaded)
+
+
+def _loaded_before(one: TaskSettings, paths: list[Path], items: Path, before: Kept | None) -> Loaded | None:
+    """The items of an earlier start from the same files: LiveCodeBench's tests are gigabytes to decode."""
+    old = next((task for task in before.settings.task if task.name == one.name), None) if before else None
+    chosen = ("version", "since", "until", "limit")
+    if old is None or not items.exists() or any(getattr(old, key) != getattr(one, key) for key in chosen):
+        return None
+    data, skipped, notes = before.loaded[one.name]
+    if [fingerprint(path) for path in paths] != data:
+        return None
+    return Loaded(_items(items), data, skipped, notes)
+
+
+def _items(path: Path) -> list[Row]:
+    return [absolute_tests(row, path.parent) for row in result_lines(path, dict)]
 
 
 def rescore(folder: Path, *, samples: int | None = None, workers: int | None = None) -> Results:
@@ -100,9 +116,8 @@ def rescore(folder: Path, *, samples: int | None = None, workers: int | None = N
                 f"--samples {samples}: task {one.name} has {one.samples} of each problem; ask for more first"
             )
         one.samples = samples or one.samples
-        path = items_file(folder, one.name)
         with long_integers():
-            items = [absolute_tests(row, path.parent) for row in result_lines(path, dict)]
+            items = _items(items_file(folder, one.name))
         data, skipped, notes = kept.loaded[one.name]
         loaded = Loaded(items, data, skipped, notes)
         plans.append(

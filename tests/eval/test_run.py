@@ -11,6 +11,8 @@ import pytest
 from teacher import Teacher, until
 
 from skytrain.errors import UserError
+from skytrain.eval import run
+from skytrain.eval.load import load
 from skytrain.eval.results import Evaluation
 from skytrain.eval.run import evaluate, rescore
 from skytrain.eval.scores import score
@@ -115,6 +117,19 @@ def test_a_second_run_asks_nothing_and_more_samples_ask_only_for_those(tmp_path)
         assert server.counts()["asked"] == 20
         more = evaluate(settings(tmp_path, server.url, samples=5))
         assert server.counts()["asked"] == 50 and more.tasks[0].samples == 5
+
+
+def test_the_same_files_are_read_once(said, tmp_path, monkeypatch):
+    """Decoding LiveCodeBench's tests takes minutes; other files, or another limit, are read."""
+    first = evaluate(settings(tmp_path, said.url))
+    reads = []
+    monkeypatch.setattr(run, "load", lambda *words, **given: reads.append(given["limit"]) or load(*words, **given))
+    assert comparable(evaluate(settings(tmp_path, said.url))) == comparable(first) and reads == []
+    evaluate(settings(tmp_path, said.url, limit=4))
+    with open(tmp_path / "sums.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"question": "What is 0 + 0, once more? #0#", "answer": "0", "domain": "math"}\n')
+    (task,) = evaluate(settings(tmp_path, said.url, limit=40)).tasks
+    assert reads == [4, 40] and task.problems == 11
 
 
 def test_d27_judging_again_asks_nobody_and_gives_the_same_scores(said, tmp_path):

