@@ -55,6 +55,7 @@ setup(
     package_data={
         "skytrain.plan": ["*.toml"],
         "skytrain.prep": ["prompts/*.txt"],
+        "skytrain.eval": ["prompts/*.txt"],
         "skytrain.report": ["published.toml", "page.*"],
     },
     ext_modules=extensions,

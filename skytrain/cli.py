@@ -13,6 +13,7 @@ TRAINING = ("torch", "triton", "tensorboard", "torchao")
 def parser() -> argparse.ArgumentParser:
     """The commands are imported here and not above, so that Ctrl-C meanwhile is answered as any other."""
     from skytrain import export_command, verify_command
+    from skytrain.eval import command as eval_command
     from skytrain.plan import command as plan_command
     from skytrain.report import command as report_command
 
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         stage.register(stages)
     plan_command.register(commands)
     export_command.register(commands)
+    eval_command.register(commands)
     verify_command.register(commands)
     report_command.register(commands)
     return top

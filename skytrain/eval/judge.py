@@ -33,11 +33,11 @@ def judge(problem: Row, response: str, sandbox: str) -> Judgement:
     return Judgement(grade(response, gold), answer_of(response))
 
 
-def run(program: str | None, problem: Row, sandbox: str) -> Judgement:
-    """The verdict on a program; None stands for a response without one."""
+def run(program: str | None, problem: Row, sandbox: str, *, imports: bool = False) -> Judgement:
+    """The verdict on a program; None stands for a response without one. imports: see `grade_code`."""
     if program is None:
         return Judgement("no_answer", None, "no closed code block of Python")
     try:
-        return Judgement(grade_code(program, problem["tests"], sandbox=sandbox), program)
+        return Judgement(grade_code(program, problem["tests"], sandbox=sandbox, imports=imports), program)
     except BadTests as error:
         return Judgement("bad_tests", program, str(error))

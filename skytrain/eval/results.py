@@ -1,7 +1,7 @@
 """What an evaluation leaves in its folder, and how it is read again.
 
 eval.json            the settings, written first
-items/TASK.jsonl     a line a problem: its row, `part`, `messages` (as asked) and `prompt` (the text's version)
+items/TASK.jsonl     a line a problem: its row, `part`, `messages` (as asked) and `prompt_version`
 answers.jsonl        every answer that was paid for, by its key (`skytrain.prep.answers`)
 verdicts.jsonl       every judgement that was made, by its key
 servers.jsonl        what the servers told of themselves, at each start
@@ -121,10 +121,10 @@ class Evaluation:
             raise UserError(f"{path}: format {self.results.format}, and this version reads {FORMAT}")
 
     def samples(self, task: str) -> Iterator[Sample]:
-        return _lines(self.folder / "samples" / f"{task}.jsonl", Sample)
+        return result_lines(self.folder / "samples" / f"{task}.jsonl", Sample)
 
     def items(self, task: str) -> Iterator[Row]:
-        return _lines(self.folder / "items" / f"{task}.jsonl", dict)
+        return result_lines(self.folder / "items" / f"{task}.jsonl", dict)
 
     def answers(self) -> Answers:
         """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one."""
@@ -138,7 +138,7 @@ def _decoded(path: Path, kind: Any) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _lines(path: Path, kind: Any) -> Iterator[Any]:
+def result_lines(path: Path, kind: Any) -> Iterator[Any]:
     decoder = msgspec.json.Decoder(kind)
     try:
         with open_regular(path) as file:

@@ -6,20 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from skytrain.eval.judge import Judgement, judge
+from skytrain.prep.importing import Unfit
 from skytrain.prep.stage import Row
 
 
-class Skip(Exception):
-    """A row of the right form that cannot be asked or judged; it is left out, counted and told."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+class Skip(Unfit):
+    """A row of the right form that cannot be asked or judged, or of another set; it is left out, counted and told."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A release of a benchmark that grows. files: their names in a folder; problems: how many there are."""
+    """A release of a benchmark that grows. files: their published names; problems: how many there are."""
 
     files: tuple[str, ...]
     problems: int
@@ -31,8 +28,9 @@ class Task:
 
     read: a published row to a problem of `skytrain.prep.problems`, with `part` (one of `parts`, or None) beside.
     Raises `Malformed` for a row that is not of this benchmark, and `Skip`. hub: NAME:CONFIG:SPLIT, as `hub.fetch` has
-    it. problems: how many the published set has. versions: by name, for a benchmark that grows. dated: whether rows
-    have a `contest_date` in their provenance, so that a window can be asked for.
+    it, with {version} where that is the configuration. problems: how many the published set has. versions: by name, for
+    a benchmark that grows. dated: whether rows have a `contest_date` in their provenance, so that a window can be asked
+    for.
     """
 
     name: str

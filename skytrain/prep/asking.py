@@ -226,38 +226,42 @@ def _display(stage: str, counts: Counts, before: int, prices: tuple[float, float
         teller.join()
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:
-    parser.add_argument("--server", action="append", metavar="URL", help="as http://127.0.0.1:8000/v1; again for more")
-    parser.add_argument("--model", help="the name that the servers know it by")
-    parser.add_argument("--temperature", type=float, default=temperature, help="of the sampling")
-    parser.add_argument("--top-p", type=float, default=1.0, help="of the sampling")
-    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="of one answer; longer ones are unfinished")
-    parser.add_argument(
-        "--extra",
-        action="append",
-        default=[],
-        metavar="KEY=JSON",
-        help="more to send, as top_k=20; no JSON is text; again for more",
+def add_model_arguments(
+    parser: argparse.ArgumentParser, temperature: float, max_tokens: int, *, unset: bool = False
+) -> None:
+    """unset: options that are not given are left out of the namespace, so that a recipe's stand; the help tells their
+    defaults all the same."""
+
+    def add(name: str, help: str, default: Any = None, **kinds: Any) -> None:
+        if unset:
+            shown = f" (default: {default})" if default not in (None, []) else ""
+            parser.add_argument(name, help=help + shown, default=argparse.SUPPRESS, **kinds)
+        else:
+            parser.add_argument(name, help=help, default=default, **kinds)
+
+    add("--server", "as http://127.0.0.1:8000/v1; again for more", action="append", metavar="URL")
+    add("--model", "the name that the servers know it by")
+    add("--temperature", "of the sampling", temperature, type=float)
+    add("--top-p", "of the sampling", 1.0, type=float)
+    add("--max-tokens", "of one answer; longer ones are unfinished", max_tokens, type=int)
+    add(
+        "--extra", "more to send, as top_k=20; no JSON is text; again for more", [], action="append", metavar="KEY=JSON"
     )
-    parser.add_argument("--seed", type=int, default=0, help="each request's own seed comes from it")
-    parser.add_argument("--prompts", metavar="FOLDER", help="texts in place of ours, by file name (README)")
-    parser.add_argument("--in-flight", type=int, default=256, help="requests at a time, over all servers")
-    parser.add_argument("--tries", type=int, default=8, help="times that one request may fail")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds without any server before giving up")
-    parser.add_argument("--timeout", type=float, help="seconds for one request; no limit if not given")
-    parser.add_argument("--api-key-env", default="OPENAI_API_KEY", help="environment variable with the key")
-    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="USD for a million tokens")
-    parser.add_argument(
-        "--on-unanswered", choices=("error", "drop"), default="error", help="what requests without an answer do"
-    )
+    add("--seed", "each request's own seed comes from it", 0, type=int)
+    add("--prompts", "texts in place of ours, by file name (README)", metavar="FOLDER")
+    add("--in-flight", "requests at a time, over all servers", 256, type=int)
+    add("--tries", "times that one request may fail", 8, type=int)
+    add("--patience", "seconds without any server before giving up", 600.0, type=float)
+    add("--timeout", "seconds for one request; no limit if not given", type=float)
+    add("--api-key-env", "environment variable with the key", "OPENAI_API_KEY")
+    add("--price", "USD for a million tokens", type=float, nargs=2, metavar=("IN", "OUT"))
+    add("--on-unanswered", "what requests without an answer do", "error", choices=("error", "drop"))
 
 
-def model_of(args: argparse.Namespace) -> Model:
-    """Raises `UserError` for settings that mean nothing."""
-    if not args.model:
-        raise UserError("--model: is missing; name the model as the servers know it")
+def extra_of(words: list[str]) -> dict[str, Any]:
+    """KEY=JSON each. Raises `UserError`."""
     extra = {}
-    for word in args.extra:
+    for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise UserError(f"--extra {word}: must be KEY=JSON, as top_k=20")
@@ -265,6 +269,14 @@ def model_of(args: argparse.Namespace) -> Model:
             extra[key] = json.loads(value)
         except ValueError:
             extra[key] = value
+    return extra
+
+
+def model_of(args: argparse.Namespace) -> Model:
+    """Raises `UserError` for settings that mean nothing."""
+    if not args.model:
+        raise UserError("--model: is missing; name the model as the servers know it")
+    extra = extra_of(args.extra)
     try:
         json.dumps([args.model, extra], allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:

@@ -150,7 +150,7 @@ def plain(row: Row) -> Row:
     tests = _plain_tests(left.pop("tests", None))
     choices = left.pop("choices", None)
     if choices is not None:
-        prompt, gold = _with_choices(prompt, choices, gold)
+        prompt, gold = with_choices(prompt, choices, gold)
     source = _plain_source(left)
     given = left.pop("domain", None)
     domain = "choice" if choices else domain_of(given) if given is not None else "code" if tests else "other"
@@ -197,7 +197,7 @@ def _plain_tests(value: Any) -> Any:
     return value
 
 
-def _with_choices(prompt: str, choices: Any, gold: Any) -> tuple[str, Any]:
+def with_choices(prompt: str, choices: Any, gold: Any) -> tuple[str, Any]:
     """The prompt with its choices as lines, and the gold (letter, index from 0, or the choice itself) as a letter."""
     if isinstance(choices, dict):
         choices = choices.get("text")

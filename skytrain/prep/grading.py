@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +18,15 @@ import msgspec
 
 from skytrain.errors import UserError
 from skytrain.prep.answers import AnswerLog, key_of
-from skytrain.prep.grade import grade_code, grade_math, grade_text, running
+from skytrain.prep.grade import grade_code, grade_math, grade_text
 from skytrain.prep.grade.code import BadTests
 from skytrain.prep.grade.extract import answer_of, boxes
 from skytrain.prep.grade.fences import program_of
 from skytrain.prep.grade.sandbox import check_level
+from skytrain.prep.judging import Record, TestsDigests, judged
 from skytrain.prep.problems import Malformed, check_problem
 from skytrain.prep.sections import Irregular, check_think, sections
-from skytrain.prep.stage import Row, Stage, add_stage_arguments, beside, fingerprint, guarded, progress_bar, run_stage
+from skytrain.prep.stage import Row, Stage, add_stage_arguments, beside, guarded, progress_bar, run_stage
 
 VERSION = 1
 """Of the verdicts: raised where a logged one could no longer be given."""
@@ -81,7 +81,7 @@ class Verdict(msgspec.Struct):
 class _Grading:
     def __init__(self, stage: Stage, workers: int, ungraded: str, sandbox: str):
         self._stage, self._workers, self._ungraded, self._sandbox = stage, workers, ungraded, sandbox
-        self._digests: dict[str, str] = {}
+        self._digests = TestsDigests()
 
     def work(self) -> None:
         with AnswerLog(beside(self._stage.out, "verdicts.jsonl"), Verdict) as log, progress_bar() as bar:
@@ -93,56 +93,31 @@ class _Grading:
             self._stage.notes[f"sandbox {self._sandbox}, weaker"] = 1
 
     def _verdicts(self, log: AnswerLog) -> Iterator[tuple[str, Row, str, str]]:
-        """In the order of the rows; at most 4 rows a worker are waited for."""
-        waiting: deque = deque()
-        pool = ThreadPoolExecutor(self._workers)
-        try:
+        """In the order of the rows."""
+
+        def work() -> Iterator[tuple[tuple[str, Row], str, Callable[[], Record]]]:
             for where, row in self._stage.rows():
                 key = self._key(row)
-                known = log.get(key)
-                waiting.append((where, row, key, known or pool.submit(self._judge, row)))
-                if len(waiting) >= 4 * self._workers:
-                    yield self._next(log, waiting)
-            while waiting:
-                yield self._next(log, waiting)
-        finally:
-            # Else Ctrl-C would wait for programs that run until their deadline.
-            running.given_up.set()
-            pool.shutdown(cancel_futures=True)
-            running.given_up.clear()
+                yield (where, row), key, partial(self._record, key, row)
 
-    def _next(self, log: AnswerLog, waiting: deque) -> tuple[str, Row, str, str]:
-        where, row, key, found = waiting.popleft()
-        if not isinstance(found, dict):
-            verdict, detail = found.result()
-            found = {"key": key, "status": verdict, "id": row["id"], "detail": detail}
-            if key not in log.statuses:
-                log.add(found)
-        return where, row, found["status"], found["detail"]
+        for (where, row), found in judged(log, work(), self._workers):
+            yield where, row, found["status"], found["detail"]
+
+    def _record(self, key: str, row: Row) -> Record:
+        verdict, detail = self._judge(row)
+        return {"key": key, "status": verdict, "id": row["id"], "detail": detail}
 
     def _key(self, row: Row) -> str:
         """Of all that decides the verdict."""
-        tests = row.get("tests")
-        if isinstance(tests, dict) and "file" in tests:
-            tests = {**tests, "file": self._digest(tests["file"])}
         parts = (
             row["messages"][-1]["content"],
             row["form"],
             row["domain"],
             row.get("gold"),
             row.get("solution"),
-            tests,
+            self._digests(row.get("tests")),
         )
         return key_of(VERSION, self._sandbox, *parts)
-
-    def _digest(self, name: str) -> str:
-        """Of a file of tests; "" where there is none, which the verdict tells."""
-        if name not in self._digests:
-            try:
-                self._digests[name] = fingerprint(Path(name))[2]
-            except UserError:
-                self._digests[name] = ""
-        return self._digests[name]
 
     def _judge(self, row: Row) -> tuple[str, str]:
         """(verdict, detail). Whether the reply is right is asked before whether its reference is: most are wrong."""

@@ -12,11 +12,15 @@ from skytrain.errors import UserError
 from skytrain.prep.stage import beside, partial
 
 
+class NotInstalled(UserError):
+    """The library `datasets` is not there."""
+
+
 def fetch(spec: str, out: Path, *, overwrite: bool = False) -> Path:
     """Writes the rows beside OUT unless they are there, and returns the file's name.
 
     spec: NAME[:CONFIG[:SPLIT]]; the split is train unless it is given, and an empty CONFIG is the default one.
-    Raises `UserError` where the library is not installed, or the hub does not give the rows.
+    Raises `NotInstalled`, a `UserError`, and `UserError` where the hub does not give the rows.
     """
     name, config, split, *more = [*spec.split(":"), "", ""] if spec.count(":") < 2 else spec.split(":")
     if not name or any(more):
@@ -28,7 +32,7 @@ def fetch(spec: str, out: Path, *, overwrite: bool = False) -> Path:
     try:
         import datasets
     except ImportError:
-        raise UserError(
+        raise NotInstalled(
             "--hub needs the library `datasets`: pip install datasets, or name the downloaded files as INPUT"
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +45,7 @@ def fetch(spec: str, out: Path, *, overwrite: bool = False) -> Path:
             os.fsync(file.fileno())
         os.replace(partial(path), path)
     except Exception as error:  # the library raises its own, those of its downloader and OSError
-        raise UserError(f"--hub {spec}: cannot be read ({type(error).__name__}: {error})") from None
+        raise UserError(f"{spec}: cannot be read from the hub ({type(error).__name__}: {error})") from None
     finally:
         partial(path).unlink(missing_ok=True)
     return path

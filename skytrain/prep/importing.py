@@ -123,7 +123,7 @@ class _Importer:
         for where, row in stage.rows():
             try:
                 found = self._problem(row, where)
-                renamed = self._make_unique(found)
+                published, found["id"] = found["id"], unique(found["id"], self._ids)
                 stage.keep(found)
             except Unfit as unfit:
                 stage.drop(row, unfit.reason, unfit.detail, where)
@@ -132,7 +132,7 @@ class _Importer:
                 stage.drop(row, "malformed", str(error) or type(error).__name__, where)
             else:
                 self._ids.add(found["id"])
-                if renamed:
+                if found["id"] != published:
                     stage.notes["ids made unique"] = stage.notes.get("ids made unique", 0) + 1
 
     def _problem(self, row: Row, where: str) -> Row:
@@ -144,42 +144,50 @@ class _Importer:
         file, line, number = _place(where)
         place = {"file": file, "line": line, "row_of_source": self._rows_of[pool]}
         found["provenance"] = place | found["provenance"]
-        found["id"] = _id(found["id"], f"{file}:{number}")
+        found["id"] = id_of(found["id"], f"{file}:{number}")
         found["source"] = self._source or found["source"]
         found["domain"] = self._domain or found["domain"]
-        if found["domain"] == "code":
-            check_problem({**found, "tests": None})
-            return self._with_tests(found)
-        check_problem(found)
-        return _with_gold(found)
+        return complete(found, self._folder)
 
     def _mapped(self, row: Row) -> Row:
         """The row with its fields under the names that --map gives them."""
         values = {key: _field(row, field) for key, field in self._fields.items()}
         return {key: value for key, value in row.items() if key not in self._fields.values()} | values
 
-    def _with_tests(self, found: Row) -> Row:
-        tests = found["tests"]
-        if isinstance(tests, Pairs):
-            tests = self._folder.place(tests)
-        found = {**found, "tests": tests or None, "gold": None}
-        check_problem(found)
-        if not tests or tests.get("inputs") == []:
-            raise Unfit("no_tests", "a program without tests")
-        if "file" in tests and not Path(tests["file"]).is_file():
-            raise Malformed(f"'tests' are in {tests['file'][:200]!r}, which is no file")
-        return found
 
-    def _make_unique(self, found: Row) -> bool:
-        """Whether the id was taken, and is now another."""
-        published, copy = found["id"], 2
-        while found["id"] in self._ids:
-            found["id"] = f"{published}#{copy}"
-            copy += 1
-        return found["id"] != published
+def complete(found: Row, folder: TestsFolder) -> Row:
+    """A checked problem of what a form read, with its tests in their place. Raises `Malformed`, and `Unfit` for one
+    without an answer or tests."""
+    if found["domain"] == "code":
+        check_problem({**found, "tests": None})
+        return _with_tests(found, folder)
+    check_problem(found)
+    return _with_gold(found)
 
 
-def _id(published: Any, place: str) -> str:
+def _with_tests(found: Row, folder: TestsFolder) -> Row:
+    tests = found["tests"]
+    if isinstance(tests, Pairs):
+        tests = folder.place(tests)
+    found = {**found, "tests": tests or None, "gold": None}
+    check_problem(found)
+    if not tests or tests.get("inputs") == []:
+        raise Unfit("no_tests", "a program without tests")
+    if "file" in tests and not Path(tests["file"]).is_file():
+        raise Malformed(f"'tests' are in {tests['file'][:200]!r}, which is no file")
+    return found
+
+
+def unique(published: str, taken: set[str]) -> str:
+    """The id, or where it is taken the id with a number behind it."""
+    found, copy = published, 2
+    while found in taken:
+        found = f"{published}#{copy}"
+        copy += 1
+    return found
+
+
+def id_of(published: Any, place: str) -> str:
     if published is None or published == "":
         return place
     if isinstance(published, bool) or not isinstance(published, str | int):

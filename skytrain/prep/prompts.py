@@ -16,10 +16,11 @@ _FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 
 
 class Prompts:
-    """folder: a user's, whose files replace ours of the same name. Raises `UserError` for a file of any other name."""
+    """folder: a user's, whose files replace those of `ours` of the same name. Raises `UserError` for a file of another
+    name."""
 
-    def __init__(self, folder: str | Path | None = None):
-        self._texts = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(OURS.glob("*.txt"))}
+    def __init__(self, folder: str | Path | None = None, ours: Path = OURS):
+        self._texts = {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(ours.glob("*.txt"))}
         if folder is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Rows of JSON lines, of one JSON array, or of Parquet, each with its place in the file, in bounded memory."""
+"""Rows of JSON lines, of one JSON array, of Parquet, or of CSV, each with its place in the file, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from skytrain.errors import UserError
 from skytrain.files import open_regular, unique_keys
+from skytrain.prep.csv_rows import Table
 
 BOM = codecs.BOM_UTF8
 CHUNK = 1 << 20
@@ -26,7 +27,7 @@ _BAD_BYTES = re.compile("[\udc80-\udcff]")
 
 
 class Unreadable(Exception):
-    """A row that is not JSON, or not UTF-8; the message says why."""
+    """A row that is not JSON (or CSV), or not UTF-8; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class RawRow:
 
     file: str
     number: int
-    """From 1: the line of JSON lines, the element of a JSON array, the row of Parquet."""
+    """From 1: the line of JSON lines, the element of a JSON array, the row of Parquet, or of CSV behind its names."""
     line: int | None
     size: int
     data: bytes | dict[str, Any] | Unreadable
@@ -65,7 +66,8 @@ class RawRow:
 
 
 def read_rows(path: str | Path) -> Iterator[RawRow]:
-    """All rows of a file, whose kind is told by its first bytes; any kind may be packed by gzip.
+    """All rows of a file, whose kind is told by its first bytes, but for CSV, which its name tells (.csv, .csv.gz); any
+    kind may be packed by gzip.
 
     Raises `UserError` when it cannot be opened or unpacked.
     """
@@ -84,6 +86,9 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
 
 
 def _rows(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    if name.lower().endswith((".csv", ".csv.gz")):
+        yield from _csv(name, file)
+        return
     start = file.read(CHUNK)
     file.seek(0)
     if start.startswith(b"PAR1"):
@@ -202,6 +207,14 @@ def read_array(name: str, file: BinaryIO) -> Iterator[RawRow]:
         read = array.bytes_read
         if last:
             return
+
+
+def _csv(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    table, read = Table(name, file), 0
+    for number, row in enumerate(table.rows(), 1):
+        value = Unreadable(row) if isinstance(row, str) else row
+        yield RawRow(name, number, table.line, table.bytes_read - read, value)
+        read = table.bytes_read
 
 
 def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:

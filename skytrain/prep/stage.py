@@ -110,6 +110,7 @@ class Stage:
         self._examples: dict[str, str] = {}
         """Of each reason the first row, and why."""
         self._files: list[BinaryIO] = []
+        self._digits = contextlib.ExitStack()
         if self.out.is_dir():
             raise UserError(f"{self.out}: is a folder; --out names the file of JSON lines to write")
         for path in self.inputs:
@@ -141,8 +142,7 @@ class Stage:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         for path in (self.out, self.dropped_out):
             self._files.append(_locked(partial(path)))
-        self._digits = sys.get_int_max_str_digits()
-        sys.set_int_max_str_digits(LONGEST_INTEGER)
+        self._digits.enter_context(long_integers())
         return self
 
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -176,7 +176,7 @@ class Stage:
         if not isinstance(row, dict):
             raise Unreadable(f"a row is an object, not {type(row).__name__}")
         try:
-            row = _without_times(row)
+            row = without_times(row)
             # NaN and half a surrogate pair are read, and cannot be written again.
             dumps(row)
             if self._check is not None:
@@ -200,7 +200,7 @@ class Stage:
         self._files[1].write(dumps({**told, "row": relative_tests(row, self.out.parent)}))
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
-        sys.set_int_max_str_digits(self._digits)
+        self._digits.close()
         paths = (self.out, self.dropped_out)
         if kind is not None:
             for path, file in zip(paths, self._files):
@@ -223,6 +223,17 @@ class Stage:
         for reason, example in sorted(self._examples.items()):
             print(f"{reason}, the first: {one_line(example)[:300]}", flush=True)
         print(self.account.line(), flush=True)
+
+
+@contextlib.contextmanager
+def long_integers() -> Iterator[None]:
+    """A context in which whole numbers of up to LONGEST_INTEGER digits are read and written."""
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(LONGEST_INTEGER)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(digits)
 
 
 def beside(out: Path, end: str) -> Path:
@@ -289,7 +300,7 @@ def dumps(row: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _without_times(row: Row) -> Row:
+def without_times(row: Row) -> Row:
     """Times and dates of Parquet as the text that JSON files of the same rows have for them."""
     return {key: value.isoformat() if isinstance(value, date | time) else value for key, value in row.items()}
 
@@ -329,7 +340,7 @@ def progress_bar() -> Progress:
 
 def add_stage_arguments(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     """INPUT..., --out, --on-error and --overwrite, which every stage has."""
-    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
+    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help="JSON lines, one JSON array, Parquet, or CSV")
     parser.add_argument("--out", required=True, help="file of JSON lines to write")
     parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
     parser.add_argument("--overwrite", action="store_true", help="replace an --out of other inputs or settings")

@@ -220,3 +220,89 @@ def test_files_packed_by_gzip_and_broken_ones(tmp_path, kind):
     for broken in (packed[:-10], packed[:30] + b"\xff" * 40 + packed[70:], packed[:12]):
         with pytest.raises(UserError, match=r"rows.jsonl.gz: cannot be (unpacked|read)"):
             parsed(written(tmp_path, broken, "rows.jsonl.gz"))
+
+
+# CSV.
+
+
+def csv_rows(tmp_path, text, name="rows.csv"):
+    return parsed(written(tmp_path, text if isinstance(text, bytes) else text.encode(), name))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("end", [True, False])
+def test_csv_with_quotes_and_fields_of_several_lines(tmp_path, newline, bom, end):
+    lines = [
+        'Question,"the ""right"" one",',
+        "one,a b,",
+        "",
+        '"two\nlines\r\n\r, and ""quotes""",é🙂\u2028,"  kept "',
+        '"",,"3"',
+    ]
+    text = bom + newline.join(lines) + (newline if end else "")
+    path = tmp_path / "rows.csv"
+    names = ("Question", 'the "right" one', "")
+    assert csv_rows(tmp_path, text) == [
+        (f"{path}:2 (element 1)", dict(zip(names, ("one", "a b", "")))),
+        (f"{path}:4 (element 2)", dict(zip(names, ('two\nlines\r\n\r, and "quotes"', "é🙂\u2028", "  kept ")))),
+        (f"{path}:7 (element 3)", dict(zip(names, ("", "", "3")))),
+    ]
+    assert sum(raw.size for raw in read_rows(path)) == len(path.read_bytes())
+
+
+def test_csv_is_told_by_the_files_name_alone(tmp_path):
+    text = b'[a],"{b}"\n1,2\n'
+    rows_of = [{"[a]": "1", "{b}": "2"}]
+    assert [row for _, row in csv_rows(tmp_path, text, "x.CSV")] == rows_of
+    assert [row for _, row in csv_rows(tmp_path, gzip.compress(text), "x.csv.gz")] == rows_of
+    assert [row for _, row in csv_rows(tmp_path, text, "x.jsonl")] != rows_of
+
+
+@pytest.mark.parametrize(
+    "line, fault",
+    [
+        (b"1", "1 fields, where the first row names 2 columns"),
+        (b"1,2,3", "3 fields, where"),
+        (b'"1"x,2', "not CSV"),
+        (b"caf\xe9,2", "not UTF-8 (byte 0xe9)"),
+        (b"1\r2,3", "not CSV"),
+    ],
+)
+def test_a_fault_of_csv_names_its_line_and_spoils_no_other(tmp_path, line, fault):
+    found = csv_rows(tmp_path, b'a,b\n"x\ny",2\n' + line + b"\n3,4\n")
+    assert [row for _, row in found if isinstance(row, dict)] == [{"a": "x\ny", "b": "2"}, {"a": "3", "b": "4"}]
+    assert found[1][0] == f"{tmp_path / 'rows.csv'}:4 (element 2)" and fault in found[1][1]
+
+
+def test_a_quote_that_is_never_closed_is_a_fault(tmp_path):
+    found = csv_rows(tmp_path, 'a,b\n1,2\n3,"4\n5,6\n')
+    assert found[0][1] == {"a": "1", "b": "2"} and found[1:] == [
+        (f"{tmp_path / 'rows.csv'}:3 (element 2)", "not CSV (unexpected end of data)")
+    ]
+
+
+def test_names_of_csv_that_stand_twice_or_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(UserError, match="column 'a' stands twice"):
+        csv_rows(tmp_path, "a,b,a\n1,2,3\n")
+    with pytest.raises(UserError, match=r"rows\.csv:2: .*not UTF-8"):
+        csv_rows(tmp_path, b"\na,\xff\n1,2\n")
+    assert csv_rows(tmp_path, "") == [] and csv_rows(tmp_path, "a,b\n") == []
+
+
+def test_a_field_of_csv_may_be_as_large_as_the_tests_of_a_program(tmp_path):
+    found = csv_rows(tmp_path, "a,b\n1," + "x" * (8 << 20) + "\n")
+    assert len(found[0][1]["b"]) == 8 << 20
+
+
+def test_a_large_file_of_csv_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "large.csv"
+    with open(path, "w") as file:
+        file.write("a,b\n")
+        for _ in range(2000):
+            file.write("1,\"" + "x" * 10_000 + "\n" + "y" * 10_000 + "\"\n")  # fmt: skip
+    tracemalloc.start()
+    count = sum(len(raw.parse()["b"]) == 20_001 for raw in read_rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2000 and path.stat().st_size > 38 << 20 and peak < 4 << 20

@@ -24,11 +24,23 @@ FAULTS = ("500", "503", "429", "429-after", "408", "reset", "malformed", "no-cho
 
 class Server:
     """faults: kind -> share of the requests. only_first: a request fails at its first try alone. delay: seconds of each
-    answer. book: text that a prompt contains -> message, or text of one. same: `seed` is not looked at."""
+    answer. book: text that a prompt contains -> message, or text of one. same: `seed` is not looked at. engine: its
+    fingerprint. listed: what /v1/models holds."""
 
     def __init__(
-        self, faults=None, only_first=False, delay=0.0, book=None, same=False, retry_after=0.2, finish="stop", **_
+        self,
+        faults=None,
+        only_first=False,
+        delay=0.0,
+        book=None,
+        same=False,
+        retry_after=0.2,
+        finish="stop",
+        engine="teacher-1",
+        listed=(),
+        **_,
     ):
+        self.engine, self.listed = engine, list(listed)
         self.faults, self.only_first, self.delay, self.book = faults or {}, only_first, delay, book or {}
         self.same, self.retry_after, self.finish = same, retry_after, finish
         self.random = random.Random(0)
@@ -95,10 +107,10 @@ class Server:
         finish = message.get("finish_reason", self.finish)
         choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
         usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": 10}
-        return {"choices": [choice], "usage": usage, "model": body["model"], "system_fingerprint": "teacher-1"}
+        return {"choices": [choice], "usage": usage, "model": body["model"], "system_fingerprint": self.engine}
 
     async def models(self, request):
-        return web.json_response({"data": []})
+        return web.json_response({"data": self.listed})
 
     async def counts(self, request):
         told = {"asked": sum(self.asked.values()), "different": len(self.asked), "most": self.most, "last": self.last}

@@ -31,13 +31,21 @@ _SHORT_INT = 4000
 
 
 def grade_code(
-    program: str, tests: dict[str, Any] | None, *, seconds: float = SECONDS, sandbox: str = "bubblewrap"
+    program: str,
+    tests: dict[str, Any] | None,
+    *,
+    seconds: float = SECONDS,
+    sandbox: str = "bubblewrap",
+    imports: bool = False,
 ) -> Verdict:
     """The verdict on a program, by the policies of tests/cases/README.md. Any thread of any process may ask.
 
     `tests` has one of the forms of `skytrain.prep.problems`; each test runs in a fresh sandbox for at most `seconds`,
     1 GiB of memory and 64 MiB of output, and the first that is not passed is the last. What is expected is compared
     here, and never reaches the program. A program whose function is called is no `__main__`.
+
+    `imports`: whether a program that reads and prints is given the names of the usual modules, as List or defaultdict,
+    where it has not imported them; one whose function is called always is.
 
     `sandbox`: "bubblewrap", or "process", which limits what a program uses, and hides neither files nor the network.
 
@@ -54,7 +62,7 @@ def grade_code(
         verdict: Verdict = "no_tests"
         for given, expected in _from_file(tests) if "file" in tests else zip(tests["inputs"], tests["outputs"]):
             if tests.get("fn_name") is None:
-                verdict = _by_output(program, given, expected, seconds, sandbox)
+                verdict = _by_output(program, given, expected, seconds, sandbox, imports)
             else:
                 verdict = _by_call(program, tests["fn_name"], given, expected, seconds, sandbox)
             if verdict != "correct":
@@ -82,10 +90,10 @@ def _from_file(tests: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         raise Malformed(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _by_output(program: str, given: Any, expected: Any, seconds: float, level: str) -> Verdict:
+def _by_output(program: str, given: Any, expected: Any, seconds: float, level: str, imports: bool) -> Verdict:
     if not isinstance(given, str) or not isinstance(expected, str):
         raise Malformed("inputs and outputs must be text where there is no fn_name")
-    verdict, ran = _ran({"mode": "run", "program": program}, _bytes(given), seconds, level)
+    verdict, ran = _ran({"mode": "run", "program": program, "imports": imports}, _bytes(given), seconds, level)
     if verdict is not None:
         return verdict
     return "correct" if same_output(_bytes(expected), ran.output) else "wrong"
@@ -99,7 +107,7 @@ def _by_call(program: str, name: str, given: Any, expected: Any, seconds: float,
         arguments = given
     else:
         raise Malformed("inputs must be text of JSON lines, or lists of arguments, where there is a fn_name")
-    job = {"mode": "call", "program": program, "name": name, "arguments": arguments}
+    job = {"mode": "call", "program": program, "name": name, "arguments": arguments, "imports": True}
     verdict, ran = _ran(job, b"", seconds, level)
     if verdict is not None:
         return verdict

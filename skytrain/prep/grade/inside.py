@@ -46,13 +46,10 @@ _NAMES = {
     "operator": "add and_ attrgetter floordiv ge gt iand ior itemgetter ixor le lt methodcaller mod mul ne neg or_ "
     "sub truediv xor",
     "random": "choice choices randint randrange sample shuffle",
-    "copy": "deepcopy",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits punctuation",
     "dataclasses": "dataclass field",
-    "enum": "Enum IntEnum",
-    "fractions": "Fraction",
-    "decimal": "Decimal",
 }
+_NAMES |= {"copy": "deepcopy", "decimal": "Decimal", "enum": "Enum IntEnum", "fractions": "Fraction"}
 _MODULES = "bisect collections copy datetime decimal functools heapq io itertools json math operator random re "
 _MODULES += "statistics string sys time typing"
 
@@ -207,7 +204,10 @@ def _load(job: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
     module = sys.modules[name] = type(sys)(name)
     module.__file__ = path
     module.__builtins__ = builtins
-    return compile(source, path, "exec", dont_inherit=True), module.__dict__
+    code = compile(source, path, "exec", dont_inherit=True)
+    if job.get("imports"):
+        _give_names(code, module.__dict__)
+    return code, module.__dict__
 
 
 def _run(job: dict[str, Any], outbox: int) -> None:
@@ -218,7 +218,6 @@ def _run(job: dict[str, Any], outbox: int) -> None:
 def _call(job: dict[str, Any], outbox: int) -> None:
     """Sends what the function returned, or nothing where that is no value."""
     code, namespace = _load(job, "program")
-    _give_names(code, namespace)
     sys.setrecursionlimit(RECURSION)
     exec(code, namespace)
     solution, name = namespace.get("Solution"), job["name"]

@@ -1,4 +1,4 @@
-"""The stages that ask a model, against vLLM itself: `make vllm` installs it, and CI does.
+"""What asks a model, in preparation and in evaluation, against vLLM itself: `make vllm` installs it, and CI does.
 
 The model has random weights; a grammar makes it say what has the form of an answer.
 """
@@ -19,13 +19,15 @@ from teacher import free_port, until
 from tiny_models import write_tiny_model
 
 from skytrain.errors import UserError
+from skytrain.eval.results import Evaluation
+from skytrain.eval.run import rescore
 from skytrain.prep.asking import Model, Sampling
 from skytrain.prep.client import Asking
 from skytrain.prep.generate import generate
 from skytrain.prep.prompts import Prompts, messages
 from skytrain.prep.stage import read_finished
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".vllm"
 ANSWER = r"I try [a-z ]{5,40}, no, [a-z ]{5,40}\.\n\n\*\*Final Answer\*\*\n\n\\boxed\{[0-9]\}"
 
@@ -44,6 +46,7 @@ def served(tmp_path_factory):
     # On a CPU vLLM 0.32's engine dies of a seeded request whose prompt comes in parts: its generators have no offset.
     options += ["--max-num-batched-tokens", "65536"]
     own = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    own["VLLM_SERVER_DEV_MODE"] = "1"  # so that it tells its dtype and parallelism
     own["HOME"] = own["XDG_CACHE_HOME"] = str(folder)
     with open(folder / "log.txt", "wb") as log:
         command = [
@@ -79,7 +82,8 @@ def model(address, name="tiny", temperature=1.0, max_tokens=200, **extra):
 
 def problems(folder, count):
     path = folder / "problems.jsonl"
-    rows = [{"question": f"What is {i} modulo 10?", "answer": str(i % 10)} for i in range(count)]
+    asked = [{"question": f"What is {i} modulo 10?", "answer": str(i % 10)} for i in range(count)]
+    rows = [row | {"domain": "math"} for row in asked]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     imported = [
         {"id": f"p{i}", "source": "s", "domain": "math", "prompt": row["question"], "gold": row["answer"]}
@@ -219,3 +223,47 @@ model = "{tokenizer}"
     assert made.read == 120 and made.kept > 0 and made.dropped["wrong"] > 0
     label = read_finished(tmp_path / "made" / "label.jsonl").account
     assert label.notes["labelled"] + label.notes["unlabelled"] == 10
+
+
+def test_an_evaluation_that_is_killed_and_goes_on(served, tmp_path):
+    """Digits by chance against the right ones: 20 problems, 8 samples each, killed by -9 in the middle."""
+    path, _ = problems(tmp_path, 20)
+    out = tmp_path / "out"
+    grammar = json.dumps({"regex": r"[a-z ]{5,40}\n\n\\boxed\{[0-9]\}"})
+    words = ["eval", "--tasks", f"digits={path}", "--server", served[0], "--model", "tiny", "--samples", "8"]
+    words += ["--max-tokens", "300", "--temperature", "1.0", "--extra", f"structured_outputs={grammar}"]
+    words += ["--in-flight", "4", "--no-thinks", "--out", out]
+    command = [sys.executable, "-P", "-c", "from skytrain.cli import main; main()", *map(str, words)]
+    log = out / "answers.jsonl"
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def half_way():
+        assert first.poll() is None
+        return log.exists() and log.read_bytes().count(b"\n") >= 40
+
+    until(half_way, 120)
+    first.kill()
+    first.wait()
+    assert log.read_bytes().count(b"\n") < 160 and not (out / "results.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    keys = [json.loads(line)["key"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(keys) == len(set(keys)) == 160
+
+    found = Evaluation(out)
+    (task,), (row,) = found.results.tasks, found.results.servers
+    gold = {item["id"]: item["gold"] for item in found.items("digits")}
+    right = 0
+    with found.answers() as answers:
+        for sample in found.samples("digits"):
+            said = re.search(r"\\boxed\{(\d)\}$", answers.get(sample.key)["answer"])[1]
+            assert sample.answer == said and sample.verdict == ("correct" if said == gold[sample.id] else "wrong")
+            right += said == gold[sample.id]
+    assert task.verdicts == {"wrong": 160 - right, "correct": right} and task.score.mean == pytest.approx(right / 160)
+    assert task.score.low < 0.1 < task.score.high and task.truncated == 0 and task.tokens > 5
+    assert row["engine"] == "vllm" and row["version"].startswith("0.32") and row["dtype"] == "float32"
+    assert row["parallelism"]["tensor"] == 1 and row["max_model_len"] == 2048
+    assert row["fingerprints"][0].startswith("vllm-0.32")
+    assert f"{100 * right / 160:.1f}" in done.stdout
+    again = rescore(out)
+    assert again.tasks == found.results.tasks

@@ -1,0 +1,135 @@
+"""`skytrain eval RECIPE` or `skytrain eval --tasks ...`: the scores of a model that servers serve."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from skytrain.errors import UserError
+from skytrain.eval.results import Results, Score, TaskResult
+from skytrain.eval.run import evaluate, rescore
+from skytrain.eval.settings import Settings, read
+from skytrain.eval.tasks import TASKS
+from skytrain.prep.asking import add_model_arguments, extra_of
+
+OPTIONS = {field for field in Settings.__struct_fields__ if field != "task"}
+
+
+def register(commands: Any) -> None:
+    """Adds `eval` to the parsers of `skytrain`."""
+    parser = commands.add_parser(
+        "eval",
+        help="score a model on benchmarks, with intervals",
+        description="Asks the servers what the folder's log does not hold, judges the answers, and writes scores with "
+        f"95%% intervals to OUT/results.json. Tasks: {', '.join(TASKS)}, or a name and file of your own problems.",
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE.toml", help="settings and tasks; options come over it")
+    parser.add_argument(
+        "--tasks", action="append", default=[], metavar="NAME[=FILE],...", help="which; of a recipe, which of its own"
+    )
+    add_model_arguments(parser, temperature=0.7, max_tokens=32768, unset=True)
+    unset = {"default": argparse.SUPPRESS}
+    parser.add_argument("--out", metavar="DIR", help="folder of all that is made (default: runs/eval-MODEL)", **unset)
+    parser.add_argument("--samples", type=int, help="answers a problem (default: 16)", **unset)
+    parser.add_argument("--limit", type=int, help="the first so many problems of each task", **unset)
+    parser.add_argument(
+        "--prompt", help="before, after or bare: where the instruction stands (default: before)", **unset
+    )
+    parser.add_argument("--system", help="none, train (what skytrain trains with) or a file (default: none)", **unset)
+    parser.add_argument(
+        "--thinks", action=argparse.BooleanOptionalAction, help="warn of answers without thoughts (default)", **unset
+    )
+    parser.add_argument(
+        "--engine", action="append", metavar="KEY=TEXT", help="what the servers do not tell, as dtype=bfloat16", **unset
+    )
+    parser.add_argument("--workers", type=int, help="answers judged at a time (default: one a core)", **unset)
+    parser.add_argument(
+        "--sandbox", choices=("bubblewrap", "process"), help="of programs (default: bubblewrap)", **unset
+    )
+    parser.add_argument("--rescore", action="store_true", help="judge what --out holds again, and ask nobody")
+    parser.add_argument("--overwrite", action="store_true", help="replace scores that were made with other settings")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0, or 130 after Ctrl-C. Raises `UserError`."""
+    given = {key: value for key, value in vars(args).items() if key in OPTIONS}
+    try:
+        results = _rescored(args, given) if args.rescore else evaluate(_settings(args, given), overwrite=args.overwrite)
+    except KeyboardInterrupt:
+        print("interrupted; what was answered and judged is kept, and the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        raise UserError(f"{error.filename or given.get('out', 'skytrain eval')}: {error.strerror or error}") from None
+    show(results)
+    return 0
+
+
+def _settings(args: argparse.Namespace, given: dict[str, Any]) -> Settings:
+    for key in ("server", "engine", "extra"):
+        if key in given:
+            given[key] = [part for word in given[key] for part in word.split(",")] if key == "server" else given[key]
+    if "extra" in given:
+        given["extra"] = extra_of(given["extra"])
+    if "engine" in given:
+        given["engine"] = dict(_pair(word) for word in given["engine"])
+    return read(args.recipe, given, [name for word in args.tasks for name in word.split(",") if name])
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not key or not equals:
+        raise UserError(f"--engine {word}: must be KEY=TEXT, as dtype=bfloat16")
+    return key, value
+
+
+def _rescored(args: argparse.Namespace, given: dict[str, Any]) -> Results:
+    others = sorted(given.keys() - {"out", "samples", "workers"})
+    if args.recipe or args.tasks or others or "out" not in given:
+        named = args.recipe or (args.tasks and "--tasks") or (others and f"--{others[0].replace('_', '-')}")
+        raise UserError(f"--rescore takes --out DIR, and --samples and --workers, not {named or 'nothing'}")
+    return rescore(Path(given["out"]), samples=given.get("samples"), workers=given.get("workers"))
+
+
+def show(results: Results) -> None:
+    """The scores as a table, and what a reader of them has to know."""
+    table = Table(title=results.model)
+    for name in ("task", "score, %", "95%", "problems x samples", "truncated", "missing", "tokens", "expected"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in results.tasks:
+        _rows(table, task)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    for task in results.tasks:
+        for warning in task.warnings:
+            print(f"warning: {task.name}: {warning}", file=sys.stderr)
+
+
+def _rows(table: Table, task: TaskResult) -> None:
+    asked = task.problems * task.samples
+    last = (
+        f"{task.truncated:.1%}",
+        f"{task.verdicts.get('missing', 0) / asked:.1%}",
+        "" if task.tokens is None else f"{task.tokens:,.0f}",
+    )
+    table.add_row(
+        task.title, *told(task.score), f"{task.problems} x {task.samples}", *last, _range(task.expected.get(""))
+    )
+    for name, part in task.parts.items():
+        table.add_row(f"  {name}", *told(part.score), str(part.problems), "", "", "", _range(task.expected.get(name)))
+
+
+def told(score: Score) -> tuple[str, str]:
+    """Percent, and the interval."""
+    return f"{100 * score.mean:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+
+
+def _range(expected: tuple[float, float] | None) -> str:
+    return "" if expected is None else f"{expected[0]:g} to {expected[1]:g}"
