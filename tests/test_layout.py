@@ -52,12 +52,15 @@ def test_arrows_point_one_way():
             ours = name.startswith("skytrain")
             allowed = ("skytrain.kernels", "skytrain._C", "skytrain.errors")
             assert not ours or name == "skytrain" or name.startswith(allowed), f"{path} imports {name}"
-    for path in files("skytrain/data", "skytrain/prep"):
+    for path in files("skytrain/data", "skytrain/prep", "skytrain/eval", "skytrain/report"):
         assert not any(name.split(".")[0] == "torch" for name in imports(path)), path
 
 
-@pytest.mark.parametrize("module", ["skytrain.data", "skytrain.prep", "skytrain.cli"])
-def test_torch_stays_out_of_data_preparation(module):
+@pytest.mark.parametrize(
+    "module",
+    ["skytrain.data", "skytrain.prep", "skytrain.eval", "skytrain.eval.tasks", "skytrain.report", "skytrain.cli"],
+)
+def test_torch_stays_out_of_what_runs_beside_a_server(module):
     code = (
         f"import importlib, pkgutil, sys, {module} as m\n"
         "for info in pkgutil.iter_modules(getattr(m, '__path__', [])):\n"

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from skytrain.errors import UserError
+from skytrain.eval.asked import VARIANTS
 from skytrain.eval.results import Results, Score, TaskResult
 from skytrain.eval.run import evaluate, rescore
-from skytrain.eval.settings import Settings, read
+from skytrain.eval.settings import WINDOW, Settings, read
 from skytrain.eval.tasks import TASKS
 from skytrain.prep.asking import add_model_arguments, extra_of
 
-OPTIONS = {field for field in Settings.__struct_fields__ if field != "task"}
+OPTIONS = {*Settings.__struct_fields__, *WINDOW} - {"task"}
 
 
 def register(commands: Any) -> None:
@@ -26,7 +27,7 @@ def register(commands: Any) -> None:
         "eval",
         help="score a model on benchmarks, with intervals",
         description="Asks the servers what the folder's log does not hold, judges the answers, and writes scores with "
-        f"95%% intervals to OUT/results.json. Tasks: {', '.join(TASKS)}, or a name and file of your own problems.",
+        f"95% intervals to OUT/results.json. Tasks: {', '.join(TASKS)}, or a name and file of your own problems.",
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE.toml", help="settings and tasks; options come over it")
     parser.add_argument(
@@ -38,7 +39,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--samples", type=int, help="answers a problem (default: 16)", **unset)
     parser.add_argument("--limit", type=int, help="the first so many problems of each task", **unset)
     parser.add_argument(
-        "--prompt", help="before, after or bare: where the instruction stands (default: before)", **unset
+        "--prompt", choices=VARIANTS, help="where the instruction stands; bare: none (default: before)", **unset
     )
     parser.add_argument("--system", help="none, train (what skytrain trains with) or a file (default: none)", **unset)
     parser.add_argument(
@@ -47,6 +48,9 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--engine", action="append", metavar="KEY=TEXT", help="what the servers do not tell, as dtype=bfloat16", **unset
     )
+    parser.add_argument("--version", help="of LiveCodeBench, as release_v2", **unset)
+    parser.add_argument("--since", metavar="DAY", help="of its contests the first, as 2024-08-01", **unset)
+    parser.add_argument("--until", metavar="DAY", help="of its contests the last", **unset)
     parser.add_argument("--workers", type=int, help="answers judged at a time (default: one a core)", **unset)
     parser.add_argument(
         "--sandbox", choices=("bubblewrap", "process"), help="of programs (default: bubblewrap)", **unset

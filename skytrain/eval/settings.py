@@ -22,10 +22,13 @@ from typing import Any, Literal
 import msgspec
 
 from skytrain.errors import UserError
+from skytrain.eval.tasks import task_of
 from skytrain.files import read_regular
 
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
 """What a task may have of its own."""
+WINDOW = ("version", "since", "until")
+"""What tasks have that grow."""
 Variant = Literal["before", "after", "bare"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -96,10 +99,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -> Settings:
     """The recipe (none if None), `given` over it and over its tasks' own, and of its tasks those that `tasks` names.
 
+    given: settings by their names, and of WINDOW, for the tasks that have it.
+
     tasks: NAME or NAME=FILE each; all of the recipe's where there are none. Raises `UserError` that names the key.
     """
     where = str(path or "skytrain eval")
-    content = {**_toml(path), **given}
+    window = {key: given[key] for key in WINDOW if key in given}
+    content = {**_toml(path), **{key: value for key, value in given.items() if key not in window}}
     try:
         settings = msgspec.convert(content, Settings)
     except msgspec.ValidationError as error:
@@ -110,10 +116,16 @@ def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -
     names = [task.name for task in chosen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: the task {twice[0]} stands twice; give one of them another name")
-    for task in chosen:
-        _check(task, where)
     own = {key: None for key in SHARED if key in given}
-    settings.task = [resolved(msgspec.structs.replace(task, **own), settings) for task in chosen]
+    growing = [task.name for task in chosen if task_of(task.name).dated]
+    if window and not growing:
+        raise UserError(f"--{next(iter(window))}: none of the tasks grows, as livecodebench does; leave it out")
+    settings.task = [
+        resolved(msgspec.structs.replace(task, **own, **(window if task.name in growing else {})), settings)
+        for task in chosen
+    ]
+    for task in settings.task:
+        _check(task, where)
     return settings
 
 

@@ -93,6 +93,17 @@ def test_a_recipe_that_means_nothing_is_told_in_one_line(tmp_path, text, told):
     assert re.search(told, str(caught.value)) and "\n" not in str(caught.value)
 
 
+def test_a_version_is_of_the_tasks_that_grow():
+    settings = read(None, {"version": "release_v2", "until": "2024-05-31"}, ["livecodebench=x", "aime24=y"])
+    lcb, aime = settings.task
+    assert (lcb.version, lcb.since, lcb.until) == ("release_v2", None, "2024-05-31")
+    assert (aime.version, aime.until) == (None, None)
+    with pytest.raises(UserError, match="--since: none of the tasks grows"):
+        read(None, {"since": "2024-05-31"}, ["aime24=y"])
+    with pytest.raises(UserError, match="since must be a date"):
+        read(None, {"since": "May"}, ["livecodebench=y"])
+
+
 def test_tasks_that_are_not_there_are_told(tmp_path):
     path = recipe(tmp_path, "[[task]]\nname = 'aime24'\n")
     with pytest.raises(UserError, match=r"amc: is not in .*recipe.toml, which has aime24"):
