@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from skytrain.errors import UserError
 from skytrain.prep.generate import form_of
@@ -10,8 +11,9 @@ from skytrain.prep.prompts import Prompts
 from skytrain.prep.stage import Row
 
 OURS = Path(__file__).with_name("prompts")
-VARIANTS = ("before", "after", "bare")
+Variant = Literal["before", "after", "bare"]
 """The instruction before the question (as the published scores were made), behind it, or none at all."""
+VARIANTS = get_args(Variant)
 
 
 def prompts(folder: str | Path | None = None) -> Prompts:

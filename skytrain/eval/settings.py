@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from skytrain.errors import UserError
+from skytrain.eval.asked import Variant
 from skytrain.eval.tasks import task_of
 from skytrain.files import read_regular
 
@@ -29,7 +30,6 @@ SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_t
 """What a task may have of its own."""
 WINDOW = ("version", "since", "until")
 """What tasks have that grow."""
-Variant = Literal["before", "after", "bare"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
