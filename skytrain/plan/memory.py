@@ -255,16 +255,20 @@ def moments(s: Setting) -> dict[str, dict[str, int]]:
     always = state_bytes(s) | {"saved": s.tokens * 4 * c.head_dim}  # the rotary tables, fp32
     base = _plus(always, saved=below[-1], gathered=_stays(s, c.num_hidden_layers, layer, table))
     found = {"optimizer": state_bytes(s), "head": _head(s, base, table)}
-    # Layers with the same policies differ in what is below them alone, so that few have to be worked out.
-    at_work: dict[tuple, dict[str, int]] = {}
+    # Layers with the same policies differ in what is below them alone, so that few have to be worked out; and what is
+    # below grows evenly, so that of several like each other in a row the last or the first is the highest.
     number = {policy: n for n, policy in enumerate(size)}
     numbers = [number[policy] for policy in s.policies]
+    top = c.num_hidden_layers - 1
+    kinds = [(numbers[i], numbers[i - 1] if i else None, i == top) for i in range(c.num_hidden_layers)]
+    at_work: dict[tuple, dict[str, int]] = {}
     for i in reversed(range(c.num_hidden_layers)):
-        kind = numbers[i], numbers[i - 1] if i else None, i == c.num_hidden_layers - 1
-        if kind not in at_work:
-            at_work[kind] = _layer(s, i, layer, table)
+        if kinds[i - 1 : i] == kinds[i : i + 1] == kinds[i + 1 : i + 2]:
+            continue
+        if kinds[i] not in at_work:
+            at_work[kinds[i]] = _layer(s, i, layer, table)
         base = _plus(_grown(s, always, i), saved=below[i], gathered=_stays(s, i, layer, table))
-        found[f"layer {i}"] = _plus(base, **at_work[kind])
+        found[f"layer {i}"] = _plus(base, **at_work[kinds[i]])
     found["embedding"] = _embedding(s, _plus(_grown(s, always, -1), gathered=_stays(s, 0, layer, table)), layer, table)
     return found
 
