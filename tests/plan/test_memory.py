@@ -214,3 +214,13 @@ def test_offloaded_values_are_in_host_memory_and_on_their_way():
 def test_bytes_of_a_parameter_in_host_memory(format, bytes_each):
     s = Setting(LARGE, Sharding(8), format, (Policy(),) * 64, 1)
     assert host_state_bytes(s) * 8 / parameters(LARGE) == pytest.approx(bytes_each, rel=0.002)
+
+
+def test_a_layer_over_one_that_fetches_from_the_host_can_be_the_highest_of_its_like():
+    """Layers are worked out once a kind: of four with the same policy this one alone waits for what is below it."""
+    away = Policy(offload=frozenset({"input", "attention", "qkv", "o_proj", "gate", "up"}))
+    s = Setting(cut(6, vocab_size=1024), Sharding(8), "fp32_8bit", (Policy(), away, *[Policy()] * 4), 16384)
+    found = plan_memory(s)
+    tables = 16384 * 4 * 128
+    assert found.moment == "layer 2"
+    assert found.kinds["saved"] == saved_bytes(s, Policy()) + offloaded_bytes(s, away) + tables
