@@ -24,9 +24,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# One thread a process: two test processes with a thread pool each would fight over two cores.
+# One thread a process: two test processes with a thread pool each would fight over two cores. Of the files the long
+# ones come first (tests/conftest.py), and not those with the most tests.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Runs ended by kill -9 at random moments, and gone on with; the long form takes about half an hour.
 faults-short: setup

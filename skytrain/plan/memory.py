@@ -30,6 +30,7 @@ the whole pass, and its fp32 gradient waits from the head to the end. (Traced, w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -249,13 +250,25 @@ def moments(s: Setting) -> dict[str, dict[str, int]]:
     """
     c = s.model
     table, layer = padded([(c.vocab_size, c.hidden_size)], s.ranks), padded(layer_shapes(c), s.ranks)
-    saved = [saved_bytes(s, policy) for policy in s.policies]
+    size = {policy: saved_bytes(s, policy) for policy in set(s.policies)}
+    below = [0, *itertools.accumulate(size[policy] for policy in s.policies)]
     always = state_bytes(s) | {"saved": s.tokens * 4 * c.head_dim}  # the rotary tables, fp32
-    base = _plus(always, saved=sum(saved), gathered=_stays(s, c.num_hidden_layers, layer, table))
+    base = _plus(always, saved=below[-1], gathered=_stays(s, c.num_hidden_layers, layer, table))
     found = {"optimizer": state_bytes(s), "head": _head(s, base, table)}
+    # Layers with the same policies differ in what is below them alone, so that few have to be worked out; and what is
+    # below grows evenly, so that of several like each other in a row the last or the first is the highest.
+    number = {policy: n for n, policy in enumerate(size)}
+    numbers = [number[policy] for policy in s.policies]
+    top = c.num_hidden_layers - 1
+    kinds = [(numbers[i], numbers[i - 1] if i else None, i == top) for i in range(c.num_hidden_layers)]
+    at_work: dict[tuple, dict[str, int]] = {}
     for i in reversed(range(c.num_hidden_layers)):
-        base = _plus(_grown(s, always, i), saved=sum(saved[:i]), gathered=_stays(s, i, layer, table))
-        found[f"layer {i}"] = _layer(s, base, i, layer, table)
+        if kinds[i - 1 : i] == kinds[i : i + 1] == kinds[i + 1 : i + 2]:
+            continue
+        if kinds[i] not in at_work:
+            at_work[kinds[i]] = _layer(s, i, layer, table)
+        base = _plus(_grown(s, always, i), saved=below[i], gathered=_stays(s, i, layer, table))
+        found[f"layer {i}"] = _plus(base, **at_work[kinds[i]])
     found["embedding"] = _embedding(s, _plus(_grown(s, always, -1), gathered=_stays(s, 0, layer, table)), layer, table)
     return found
 
@@ -315,15 +328,15 @@ def _head(s: Setting, base: dict[str, int], table: int) -> dict[str, int]:
     return _highest(forward, _plus(base, in_flight=_reduction(s, table, 4)))
 
 
-def _layer(s: Setting, base: dict[str, int], i: int, layer: int, table: int) -> dict[str, int]:
-    """The highest moment of the backward of layer i."""
+def _layer(s: Setting, i: int, layer: int, table: int) -> dict[str, int]:
+    """What the highest moment of the backward of layer i adds to what is there anyway."""
     c, b, reduced = s.model, s.itemsize, s.sharding.reduced(s.itemsize)
     row, inner = s.tokens * c.hidden_size * b, s.tokens * c.intermediate_size * b
     norm = padded([(c.hidden_size,)], s.ranks)
     above = reduced * (layer if i < c.num_hidden_layers - 1 else norm)
     below = layer if i > 0 else 0
     ahead = offloaded_bytes(s, s.policies[i - 1]) if i > 0 else 0
-    base = _plus(base, saved=ahead, gathered=_gathering(s, below) if s.sharding.reshard else 0)
+    base = {"saved": ahead, "gathered": _gathering(s, below) if s.sharding.reshard else 0}
     if c.tie_word_embeddings:
         base = _plus(base, in_flight=4 * table)
     down = c.hidden_size * c.intermediate_size * b
@@ -347,7 +360,7 @@ def _embedding(s: Setting, base: dict[str, int], layer: int, table: int) -> dict
 
 def _on_the_way(s: Setting) -> int:
     """Device bytes of values that are being moved to the host: those of two layers."""
-    return 2 * max(offloaded_bytes(s, policy) for policy in s.policies)
+    return 2 * max(offloaded_bytes(s, policy) for policy in set(s.policies))
 
 
 @dataclass(frozen=True)
@@ -377,5 +390,5 @@ def plan_memory(s: Setting) -> Memory:
     kinds = found[moment]
     live = sum(kinds.values())
     buffers = CONTEXT_BYTES + (NCCL_BYTES if s.ranks > 1 else 0) + int(FRAGMENTATION * live)
-    host = host_state_bytes(s) + sum(offloaded_bytes(s, policy) for policy in s.policies)
+    host = host_state_bytes(s) + sum(offloaded_bytes(s, policy) * n for policy, n in Counter(s.policies).items())
     return Memory(moment, {**kinds, "buffers": buffers}, host)

@@ -67,9 +67,11 @@ def test_the_32b_on_8_ranks_is_within_1_percent_of_its_trace(format, tokens, act
     assert planned(c, cut(4), 8) == pytest.approx(traced, rel=0.01)
 
 
-@pytest.mark.parametrize("ranks", [1, 8])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+# Each two of these choices meet.
+@pytest.mark.parametrize(
+    ("ranks", "tied", "dtype"),
+    [(1, False, "bfloat16"), (1, True, "float32"), (8, False, "float32"), (8, True, "bfloat16")],
+)
 def test_other_shardings_are_within_3_percent_of_their_trace(ranks, tied, dtype):
     c = recipe(2048, train={"dtype": dtype})
     model = cut(2, tie_word_embeddings=tied)
@@ -212,3 +214,13 @@ def test_offloaded_values_are_in_host_memory_and_on_their_way():
 def test_bytes_of_a_parameter_in_host_memory(format, bytes_each):
     s = Setting(LARGE, Sharding(8), format, (Policy(),) * 64, 1)
     assert host_state_bytes(s) * 8 / parameters(LARGE) == pytest.approx(bytes_each, rel=0.002)
+
+
+def test_a_layer_over_one_that_fetches_from_the_host_can_be_the_highest_of_its_like():
+    """Layers are worked out once a kind: of four with the same policy this one alone waits for what is below it."""
+    away = Policy(offload=frozenset({"input", "attention", "qkv", "o_proj", "gate", "up"}))
+    s = Setting(cut(6, vocab_size=1024), Sharding(8), "fp32_8bit", (Policy(), away, *[Policy()] * 4), 16384)
+    found = plan_memory(s)
+    tables = 16384 * 4 * 128
+    assert found.moment == "layer 2"
+    assert found.kinds["saved"] == saved_bytes(s, Policy()) + offloaded_bytes(s, away) + tables

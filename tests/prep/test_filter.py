@@ -4,9 +4,8 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 
+import commands
 import pytest
 from chat_samples import chat, write_jsonl
 
@@ -436,23 +435,22 @@ def test_evaluation_sets_without_items(tmp_path, bench):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.jsonl", "in.jsonl"]
 
 
-def command(*arguments, **options):
-    code = "from skytrain.cli import main; main()"
-    argv = [sys.executable, "-c", code, "prep", "filter", *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, **options)
+def command(*words):
+    return commands.run("prep", "filter", *words)
 
 
 def test_the_command(tmp_path):
     source, bench = write_jsonl(tmp_path / "in.jsonl", sources(a=9, b=9)), tmp_path / "bench.jsonl"
     write_jsonl(bench, [{"prompt": "Question 3 of a?"}])
     out = tmp_path / "out.jsonl"
-    done = command(source, "--out", out, "--against", bench, "--max-share", "a=0.25", "--quota", "b=6", "--no-loops")
+    limits = ["--max-share", "a=0.25", "--quota", "b=6", "--no-loops"]
+    done = command(source, "--out", out, "--against", bench, *limits)
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         done.stdout.splitlines(True)[-1]
         == "filter: read 18 = kept 8 + dropped 10 (over_quota 9, contaminated 1); same_template 8\n"
     )
-    again = command(source, "--out", out, "--against", bench, "--max-share", "a=0.25", "--quota", "b=6", "--no-loops")
+    again = command(source, "--out", out, "--against", bench, *limits)
     assert again.stdout.endswith("(done before)\n")
     other = command(source, "--out", out, "--against", bench, "--max-share", "a=0.3")
     assert other.returncode == 2 and "was made with other settings" in other.stderr

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 
+import commands
 import pytest
 from teacher import Teacher, free_port, until
 
@@ -214,12 +215,13 @@ def test_a_signal_saves_and_the_next_run_asks_for_the_rest(tmp_path, number):
 def test_two_writers_are_refused(tmp_path):
     path, out = problems(tmp_path, 50), tmp_path / "out.jsonl"
     with Teacher(delay=0.5) as teacher:
-        words = command("generate", path, "--out", out, "--server", teacher.url, "--model", "m", "--in-flight", 10)
-        first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        words = ["prep", "generate", path, "--out", out, "--server", teacher.url, "--model", "m", "--in-flight", 10]
+        first = commands.start(*words)
         until(lambda: teacher.counts()["answered"] > 0)
-        second = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        second = commands.run(*words)
         assert second.returncode == 2 and "another process writes it" in second.stderr
-        assert first.wait(30) == 0
+        first.join(30)
+        assert first.exitcode == 0
         assert teacher.counts()["asked"] == 50
 
 
@@ -229,16 +231,15 @@ def test_kill_9_at_20_moments_of_2000_samples(tmp_path):
     choose = random.Random(0)
     lines = 0
     with Teacher(delay=0.01, faults={"500": 0.02, "reset": 0.02}) as teacher:
-        words = command(
-            "generate", path, "--out", out, "--samples", 2, "--in-flight", 32, "--server", teacher.url, "--model", "m"
-        )
+        words = ["prep", "generate", path, "--out", out, "--samples", 2, "--in-flight", 32]
+        words += ["--server", teacher.url, "--model", "m"]
         for _ in range(20):
-            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = commands.start(*words)
             asked = teacher.counts()["asked"]
-            until(lambda: teacher.counts()["asked"] > asked or process.poll() is not None)
+            until(lambda: teacher.counts()["asked"] > asked or process.exitcode is not None)
             time.sleep(choose.uniform(0.0, 0.12))
             process.kill()
-            process.wait()
+            process.join()
             kept = log.read_bytes().count(b"\n")
             assert kept >= lines
             lines = kept
@@ -247,7 +248,7 @@ def test_kill_9_at_20_moments_of_2000_samples(tmp_path):
             json.loads(line)["key"] for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
         }
         before = teacher.counts()
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=120)
+        assert commands.run(*words).returncode == 0
         after = teacher.counts()
     found = rows(out)
     assert len(found) == 2000

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import commands
 import pytest
 from chat_models import write_qwen2_5
 from chat_samples import chat, write_jsonl
@@ -240,14 +241,14 @@ def test_the_command_s_mistakes_are_one_line_and_status_2(tmp_path, model):
         ([none, "--model", model, "--out", out], "no row was kept"),
     ]
     for arguments, message in cases:
-        result = command(*arguments)
+        result = commands.run("prep", "tokenize", *arguments)
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
         assert sorted(os.listdir(tmp_path)) == ["good.jsonl", "none.jsonl"]
     assert "1" in result.stdout and "malformed" in result.stdout, "the ledger says why nothing was kept"
-    assert command(good, "--model", model, "--out", out).returncode == 0
-    result = command(good, "--model", model, "--out", out)
+    assert commands.run("prep", "tokenize", good, "--model", model, "--out", out).returncode == 0
+    result = commands.run("prep", "tokenize", good, "--model", model, "--out", out)
     assert result.returncode == 2 and "--overwrite" in result.stderr
-    assert command(good, "--model", model, "--out", out, "--overwrite").returncode == 0
+    assert commands.run("prep", "tokenize", good, "--model", model, "--out", out, "--overwrite").returncode == 0
 
 
 def test_a_file_whose_name_is_no_text_is_read_and_named(model, tmp_path):

@@ -1,12 +1,13 @@
 """Runs a function on N ranks, each a process with a gloo process group, and returns what each returned.
 
-The ranks are forked from a server that has imported torch once and run nothing, so that a test pays for the
-import once a session and not once a rank. The function travels as (file, name), since pytest's importlib mode
-gives test modules names that no other process can import; arguments and results are pickled.
+The ranks are forked from a server that has imported what they need (forked.py). The function travels as (file, name),
+since pytest's importlib mode gives test modules names that no other process can import; arguments and results are
+pickled.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import multiprocessing
@@ -22,19 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# torch._dynamo takes seconds, and fully_shard imports it at its first use. So do transformers' models, which come with
-# every test file that writes a tiny model.
-PRELOADED = [
-    "numpy",
-    "safetensors.torch",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.qwen2.modeling_qwen2",
-    "transformers.models.qwen3.modeling_qwen3",
-    "torch",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-]
+import forked
 
 
 def run_ranks(
@@ -70,8 +59,7 @@ def start_ranks(
     process_group: bool = False,
 ) -> list[multiprocessing.Process]:
     """Ranks as `run_ranks` has them, for whoever ends them himself. In `folder` are then `result-N` or `error-N`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forked.context()
     environment = os.environ | {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
@@ -124,6 +112,7 @@ def _rank_main(
     process_group: bool,
 ) -> None:
     try:
+        gc.freeze()  # What was imported is no garbage to look for, nor memory to copy for the looking.
         os.environ.clear()
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
         sys.path[:] = path

@@ -1,6 +1,6 @@
 """A chat completions server for tests, in a process of its own: it answers by a book, and fails as it is told to.
 
-Its settings come as JSON on its standard input, and it prints its port. GET /counts tells what it has seen.
+GET /counts tells what it has seen.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import hashlib
 import json
 import random
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
+import forked
 from aiohttp import web
 
 FAULTS = ("500", "503", "429", "429-after", "408", "reset", "malformed", "no-choices", "abort", "400", "401")
@@ -118,7 +116,8 @@ class Server:
         return web.json_response({**told, "cancelled": self.cancelled})
 
 
-async def serve(settings):
+async def serve(settings, started):
+    """`started` is sent the port."""
     server = Server(**settings)
     app = web.Application(client_max_size=1 << 28)
     app.add_routes([web.post("/v1/chat/completions", server.complete), web.get("/v1/models", server.models)])
@@ -128,8 +127,12 @@ async def serve(settings):
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", settings.get("port", 0), backlog=1024)
     await site.start()
-    print(site._server.sockets[0].getsockname()[1], flush=True)
+    started.send(site._server.sockets[0].getsockname()[1])
     await asyncio.Event().wait()
+
+
+def run(settings, started):
+    asyncio.run(serve(settings, started))
 
 
 class Teacher:
@@ -139,11 +142,12 @@ class Teacher:
         self.settings = settings
 
     def __enter__(self):
-        command = [sys.executable, "-P", str(Path(__file__))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process.stdin.write(json.dumps(self.settings))
-        self.process.stdin.close()
-        self.port = int(self.process.stdout.readline())
+        context = forked.context()
+        found, started = context.Pipe(duplex=False)
+        self.process = context.Process(target=run, args=(self.settings, started), daemon=True)
+        self.process.start()
+        started.close()
+        self.port = found.recv()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         return self
 
@@ -153,8 +157,7 @@ class Teacher:
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.join()
 
     def __exit__(self, *_):
         self.kill()
@@ -171,7 +174,3 @@ def until(condition, seconds=30.0):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(json.load(sys.stdin)))
