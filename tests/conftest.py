@@ -20,14 +20,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take over 20 seconds, the longest first; where a new one stands matters little.
 LONG = [
-    "prep/test_vllm.py",
+    "test_vllm.py",
     "bench/test_throughput.py",
     "test_float8.py",
     "test_activations.py",
     "test_trainer.py",
     "launch/test_torchrun.py",
     "test_watch.py",
+    "report/test_page.py",
+    "eval/test_tasks.py",
     "prep/test_generate.py",
+    "eval/test_run.py",
     "test_verify.py",
     "test_resumption.py",
     "test_parallel.py",
