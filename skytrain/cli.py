@@ -47,7 +47,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     arguments, rest = top.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest != settings or (rest and not hasattr(arguments, "overrides")):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = " (settings are options here: --samples 4)" if settings else ""
+        top.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
     return arguments

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from skytrain.errors import UserError
 from skytrain.eval.asked import VARIANTS
@@ -64,13 +65,17 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0, or 130 after Ctrl-C. Raises `UserError`."""
     given = {key: value for key, value in vars(args).items() if key in OPTIONS}
     try:
-        results = _rescored(args, given) if args.rescore else evaluate(_settings(args, given), overwrite=args.overwrite)
+        if args.rescore:
+            results, folder = _rescored(args, given), Path(given["out"])
+        else:
+            settings = _settings(args, given)
+            results, folder = evaluate(settings, overwrite=args.overwrite), settings.folder
     except KeyboardInterrupt:
         print("interrupted; what was answered and judged is kept, and the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
         raise UserError(f"{error.filename or given.get('out', 'skytrain eval')}: {error.strerror or error}") from None
-    show(results)
+    show(results, folder)
     return 0
 
 
@@ -100,9 +105,10 @@ def _rescored(args: argparse.Namespace, given: dict[str, Any]) -> Results:
     return rescore(Path(given["out"]), samples=given.get("samples"), workers=given.get("workers"))
 
 
-def show(results: Results) -> None:
-    """The scores as a table, and what a reader of them has to know."""
-    table = Table(title=results.model)
+def show(results: Results, folder: Path) -> None:
+    """The scores as a table, and what a reader of them has to know. folder: where they are."""
+    # As text, since names may hold what rich takes for markup.
+    table = Table(title=Text(results.model))
     for name in ("task", "score, %", "95%", "problems x samples", "truncated", "missing", "tokens", "expected"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for task in results.tasks:
@@ -114,6 +120,7 @@ def show(results: Results) -> None:
     for task in results.tasks:
         for warning in task.warnings:
             print(f"warning: {task.name}: {warning}", file=sys.stderr)
+    print(f"written: {folder}; skytrain report {folder} shows every sample")
 
 
 def _rows(table: Table, task: TaskResult) -> None:
@@ -123,11 +130,9 @@ def _rows(table: Table, task: TaskResult) -> None:
         f"{task.verdicts.get('missing', 0) / asked:.1%}",
         "" if task.tokens is None else f"{task.tokens:,.0f}",
     )
-    table.add_row(
-        task.title, *told(task.score), f"{task.problems} x {task.samples}", *last, _range(task.expected.get(""))
-    )
+    table.add_row(task.title, *told(task.score), f"{task.problems} x {task.samples}", *last, _range(task, ""))
     for name, part in task.parts.items():
-        table.add_row(f"  {name}", *told(part.score), str(part.problems), "", "", "", _range(task.expected.get(name)))
+        table.add_row(Text(f"  {name}"), *told(part.score), str(part.problems), "", "", "", _range(task, name))
 
 
 def told(score: Score) -> tuple[str, str]:
@@ -135,5 +140,9 @@ def told(score: Score) -> tuple[str, str]:
     return f"{100 * score.mean:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}"
 
 
-def _range(expected: tuple[float, float] | None) -> str:
-    return "" if expected is None else f"{expected[0]:g} to {expected[1]:g}"
+def _range(task: TaskResult, part: str) -> str:
+    met = task.met(part)
+    if met is None:
+        return "(not the whole set)" if part in task.expected else ""
+    low, high = task.expected[part]
+    return f"{low:g} to {high:g}: {'met' if met else 'NOT met'}"

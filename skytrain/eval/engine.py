@@ -21,8 +21,8 @@ _PARALLEL = {"tp": "tensor", "pp": "pipeline", "dp": "data"}
 
 def ask_servers(servers: list[str], api_key_env: str, model: str) -> list[dict[str, Any]]:
     """A row a server: `server`, `engine`, `version`, `dtype`, `parallelism` ({"tensor": 8}), `serves` (the model's
-    path, as the server knows it) and `max_model_len`; None for what it does not tell. A server that does not answer
-    is no error here."""
+    path, as the server knows it) and `max_model_len`; None for what it does not tell. `answers`: whether anything
+    answers there; where nothing does is no error here."""
     return asyncio.run(_all(servers, os.environ.get(api_key_env, "").strip(), model))
 
 
@@ -41,6 +41,8 @@ async def _one(session: aiohttp.ClientSession, url: str, model: str) -> dict[str
         _json(session, f"{root}/server_info?config_format=json"),  # vLLM with VLLM_SERVER_DEV_MODE=1
         _json(session, f"{root}/get_server_info"),
     )
+    reached = None not in (models, version)
+    models, version, vllm, sglang = (page or {} for page in (models, version, vllm, sglang))
     listed = models.get("data") if isinstance(models.get("data"), list) else []
     own = next((one for one in listed if isinstance(one, dict) and one.get("id") == model), {})
     told = {
@@ -51,6 +53,7 @@ async def _one(session: aiohttp.ClientSession, url: str, model: str) -> dict[str
         "parallelism": None,
         "serves": own.get("root"),
         "max_model_len": own.get("max_model_len"),
+        "answers": reached,
     }
     if isinstance(config := vllm.get("vllm_config"), dict):
         told |= _of_vllm(config)
@@ -59,17 +62,22 @@ async def _one(session: aiohttp.ClientSession, url: str, model: str) -> dict[str
     return told
 
 
-async def _json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+async def _json(session: aiohttp.ClientSession, url: str) -> dict[str, Any] | None:
+    """Empty where the page is not there, or holds no object; None where nothing answers."""
+    try:
         async with session.get(url) as response:
             if response.status == 200:
-                found = await response.json(content_type=None)
-                return found if isinstance(found, dict) else {}
-    return {}
+                with contextlib.suppress(ValueError):
+                    found = await response.json(content_type=None)
+                    return found if isinstance(found, dict) else {}
+            return {}
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
 
 
 def _of_vllm(config: dict[str, Any]) -> dict[str, Any]:
-    model, parallel = config.get("model_config") or {}, config.get("parallel_config") or {}
+    parts = (config.get("model_config"), config.get("parallel_config"))
+    model, parallel = (part if isinstance(part, dict) else {} for part in parts)
     sizes = {name: parallel.get(f"{name}_parallel_size") for name in _PARALLEL.values()}
     return {
         "dtype": str(model.get("dtype")).removeprefix("torch.") if model.get("dtype") else None,

@@ -94,6 +94,11 @@ def files_of(task: Task, data: list[str | Path] | None, out: Path, version: str 
     paths = [Path(path) for path in data]
     if not paths:
         raise UserError(f"{task.name}: no data are named")
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{task.name}: {twice[0]} is named twice")
+    if missing := [path for path in paths if not path.exists()]:
+        where = f"; it is {_published(task, version)}" if task.hub else ""
+        raise UserError(f"{task.name}: {missing[0]} is not there{where}")
     if len(paths) > 1 or not paths[0].is_dir():
         return paths
     if version is None:
@@ -116,13 +121,18 @@ def _fetched(task: Task, out: Path, version: str | None) -> Path:
     try:
         return hub.fetch(task.hub.format(version=version), out)
     except hub.NotInstalled:
-        name, config, split = task.hub.split(":")
-        files = " and ".join(task.versions[version].files) if version else f"its split {split}"
-        part = f" ({config})" if config and not version else ""
         raise UserError(
-            f"{task.name}: no data are named; download {files} of {name}{part} from the Hugging Face hub and name the "
-            "file, or pip install datasets"
+            f"{task.name}: no data are named; download {_published(task, version)} and name the file, or pip install "
+            "datasets"
         ) from None
+
+
+def _published(task: Task, version: str | None) -> str:
+    """Where the problems are."""
+    name, config, split = task.hub.split(":")
+    files = " and ".join(task.versions[version].files) if version else f"the split {split}"
+    part = f" ({config})" if config and not task.versions else ""
+    return f"{files} of {name}{part} on the Hugging Face hub"
 
 
 class _Reading:
@@ -190,7 +200,7 @@ class _Reading:
             if self._read > self.skipped.total():
                 why = "no problem is of these days"
             raise UserError(f"{self._task.name}: {'; '.join([why, *self._skips()])}")
-        if version is not None and self._limit is None:
+        if version is not None and len(self.items) != self._limit:
             expected = self._task.versions[version].problems
             if self._read != expected:
                 raise UserError(

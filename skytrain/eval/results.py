@@ -28,7 +28,8 @@ FORMAT = 1
 
 
 class Score(msgspec.Struct, forbid_unknown_fields=True):
-    """A share of 1. stderr: of the mean, clustered by problem (None for a single one); low, high: 95% interval."""
+    """A share of 1. stderr: of the mean, clustered by problem; None where the problems' means are all one, which tells
+    nothing of it. low, high: 95% interval."""
 
     mean: float
     stderr: float | None
@@ -49,8 +50,11 @@ class TaskResult(msgspec.Struct, forbid_unknown_fields=True):
     prompt: VARIANT.FORM@DIGEST of each text used; system: NAME@DIGEST, or none. sampling: as sent. skipped: rows that
     could not be asked, by reason. verdicts: of all problems x samples, so that they sum to that; `truncated` and
     `missing` are wrong answers of their own kinds. pass_at: by k. truncated: share of the samples; tokens: mean length
-    of the answers, thoughts included, None where no server told any. expected: [low, high] in percent, of the whole
-    ("") or a part, where a recipe names them. warnings: what a reader of the scores has to know.
+    of the answers, thoughts included, None where no server told any; prompt_tokens,
+    completion_tokens: in all, answers that a task before it has too left out.
+    expected: [low, high] in percent, of the whole ("") or a part, where a recipe names them. limit: only the first
+    problems were asked. whole: whether these are all problems of the published set, or of an own one, so that scores
+    can be held against others'. warnings: what a reader of the scores has to know.
     """
 
     name: str
@@ -64,7 +68,9 @@ class TaskResult(msgspec.Struct, forbid_unknown_fields=True):
     sampling: dict[str, Any]
     seed: int
     samples: int
+    limit: int | None
     problems: int
+    whole: bool
     skipped: dict[str, int]
     score: Score
     parts: dict[str, Part]
@@ -72,8 +78,17 @@ class TaskResult(msgspec.Struct, forbid_unknown_fields=True):
     verdicts: dict[str, int]
     truncated: float
     tokens: float | None
+    prompt_tokens: int
+    completion_tokens: int
     expected: dict[str, tuple[float, float]]
     warnings: list[str]
+
+    def met(self, part: str = "") -> bool | None:
+        """Whether the score is within the expected range; None where there is none, or not the whole set was asked."""
+        if part not in self.expected or not self.whole:
+            return None
+        low, high = self.expected[part]
+        return low <= 100 * (self.parts[part].score if part else self.score).mean <= high
 
 
 class Results(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,8 +107,9 @@ class Results(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Sample(msgspec.Struct, forbid_unknown_fields=True):
-    """A line of samples/TASK.jsonl. id: of the problem; answer: what was taken for the answer; status: of the
-    completion, or missing; tokens: of the completion; key: finds the text in answers.jsonl."""
+    """A line of samples/TASK.jsonl. id: of the problem; answer: what was taken for the answer; gold: the right one,
+    None for programs; status: of the completion, or missing; tokens: of the completion; key: finds the text in
+    answers.jsonl."""
 
     id: str
     sample: int
@@ -101,6 +117,7 @@ class Sample(msgspec.Struct, forbid_unknown_fields=True):
     verdict: str
     detail: str
     answer: str | None
+    gold: str | None
     status: str
     tokens: int
     key: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,30 +14,36 @@ import msgspec
 from skytrain.errors import UserError
 from skytrain.eval import engine
 from skytrain.eval.asked import asked, prompts
+from skytrain.eval.folder import (
+    FORMAT,
+    Kept,
+    TaskKept,
+    check_data,
+    check_model,
+    check_same,
+    items_file,
+    loaded_before,
+    missing_tests,
+    put_results,
+    read_items,
+    read_kept,
+    remove_task,
+    write_items,
+    write_kept,
+)
 from skytrain.eval.load import Loaded, files_of, load
-from skytrain.eval.results import Results, result_lines
+from skytrain.eval.results import Evaluation, Results, result_lines
 from skytrain.eval.scoring import Plan, scored
-from skytrain.eval.settings import SHARED, Settings, TaskSettings
+from skytrain.eval.settings import Settings, TaskSettings, expected
 from skytrain.eval.tasks import task_of
 from skytrain.files import read_regular
 from skytrain.prep.answers import AnswerLog
-from skytrain.prep.asking import Model, Sampling, ask_all
+from skytrain.prep.asking import Model, Sampling, ask_all, check_price, check_sendable
 from skytrain.prep.client import Asking, Request
 from skytrain.prep.completions import Completion
 from skytrain.prep.grade.sandbox import check_level
 from skytrain.prep.prompts import Prompts, messages
-from skytrain.prep.stage import Row, absolute_tests, dumps, fingerprint, long_integers, relative_tests, write_atomically
-
-FORMAT = 1
-
-
-class Kept(msgspec.Struct, forbid_unknown_fields=True):
-    """eval.json. loaded: of each task what `load` told beside the items: [data, skipped, notes]."""
-
-    format: int
-    settings: Settings
-    systems: dict[str, str]
-    loaded: dict[str, tuple[list[tuple[str, int, str]], dict[str, int], list[str]]]
+from skytrain.prep.stage import Row, dumps, fingerprint, long_integers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -50,53 +55,100 @@ class System:
 
 
 def evaluate(settings: Settings, *, overwrite: bool = False) -> Results:
-    """Asks what the folder's log does not hold, judges what it has not judged, and writes the scores.
+    """Asks what the folder's log does not hold, judges what it has not judged, and writes the scores. Tasks that the
+    folder holds beside stay.
 
-    Raises `UserError`, and KeyboardInterrupt; what was answered and judged until then is kept, and a second call goes
-    on from there.
+    overwrite: whether scores of another model, or asked in another way, are replaced. Raises `UserError`, and
+    KeyboardInterrupt; what was answered and judged until then is kept, and a second call goes on from there.
     """
     if not settings.model:
         raise UserError("--model: is missing; name the model as the servers know it")
     folder, texts = settings.folder, prompts(settings.prompts)
     systems = {one.name: system_of(one.system) for one in settings.task}
+    models = {one.name: model_of(settings, one, texts) for one in settings.task}
+    files = {one.name: _files(folder, one) for one in settings.task}
     with long_integers():
         before = read_kept(folder)
         if before is not None and not overwrite:
-            _same(before, settings, systems, folder)
-        plans = [_plan(settings, one, systems[one.name], texts, before) for one in settings.task]
+            check_model(folder, before, settings.model)
+        same_model = before is not None and before.settings.model == settings.model
+        old = {one.settings.name: one for one in before.tasks} if same_model else {}
+        if not overwrite:
+            for one in settings.task:
+                if one.name in old:
+                    check_same(folder, old[one.name], one, systems[one.name].name)
+                    check_data(folder, old[one.name], files[one.name][1])
+        plans = []
+        for one in settings.task:
+            loaded = _loaded(folder, one, old.get(one.name), *files[one.name])
+            items = [_as_asked(row, one.prompt, texts, systems[one.name]) for row in loaded.items]
+            plans.append(Plan(one, task_of(one.name), models[one.name], systems[one.name].name, items, loaded))
+            _check_expected(plans[-1])
         if any(row["domain"] == "code" for plan in plans for row in plan.items):
             check_level(settings.sandbox)
         with AnswerLog(folder / "answers.jsonl", Completion) as answers:
-            _write(folder, settings, systems, plans)
-            servers = _servers(settings, folder)
-            failed = ask_all("eval", plans[0].model, answers, _requests(plans))
-            return scored(folder, settings, plans, answers, servers, {key: one.why for key, one in failed.items()})
+            told = _told_by_servers(settings)
+            kept = _begin(folder, settings, plans, before, list(old.values()), overwrite)
+            servers = _noted(folder, told)
+            failed = _ask(plans, answers)
+            return scored(folder, settings, plans, answers, servers, kept, failed)
 
 
-def _plan(settings: Settings, one: TaskSettings, system: System, texts: Prompts, before: Kept | None) -> Plan:
-    model, task, out = model_of(settings, one, texts), task_of(one.name), items_file(settings.folder, one.name)
-    paths = files_of(task, [one.data] if isinstance(one.data, str) else one.data, out, one.version)
-    loaded = _loaded_before(one, paths, out, before) or load(
-        task, paths, out, version=one.version, since=one.since, until=one.until, limit=one.limit
+def _ask(plans: list[Plan], answers: AnswerLog) -> dict[str, str]:
+    """Why requests stayed unanswered, by key. Raises `UserError` where a server has refused everything."""
+    asked = {request.key for request in _requests(plans)}
+    waiting = asked - answers.statuses.keys()
+    failed = ask_all("eval", plans[0].model, answers, _requests(plans), len(waiting))
+    if failed and len(failed) == len(asked) and all(one.lasting for one in failed.values()):
+        raise UserError(f"{next(iter(failed.values())).why}; so were all {len(failed)} requests")
+    return {key: one.why for key, one in failed.items()}
+
+
+def _files(folder: Path, one: TaskSettings) -> tuple[list[Path], list[tuple[str, int, str]]]:
+    """A task's files, and what tells them from others."""
+    data = [one.data] if isinstance(one.data, str) else one.data
+    paths = files_of(task_of(one.name), data, items_file(folder, one.name), one.version)
+    return paths, [fingerprint(path) for path in paths]
+
+
+def _loaded(
+    folder: Path, one: TaskSettings, before: TaskKept | None, paths: list[Path], data: list[tuple[str, int, str]]
+) -> Loaded:
+    return loaded_before(folder, before, one, data) or load(
+        task_of(one.name),
+        paths,
+        items_file(folder, one.name),
+        version=one.version,
+        since=one.since,
+        until=one.until,
+        limit=one.limit,
     )
-    items = [_as_asked(row, one.prompt, texts, system) for row in loaded.items]
-    return Plan(one, task, model, system.name, items, loaded)
 
 
-def _loaded_before(one: TaskSettings, paths: list[Path], items: Path, before: Kept | None) -> Loaded | None:
-    """The items of an earlier start from the same files: LiveCodeBench's tests are gigabytes to decode."""
-    old = next((task for task in before.settings.task if task.name == one.name), None) if before else None
-    chosen = ("version", "since", "until", "limit")
-    if old is None or not items.exists() or any(getattr(old, key) != getattr(one, key) for key in chosen):
-        return None
-    data, skipped, notes = before.loaded[one.name]
-    if [fingerprint(path) for path in paths] != data:
-        return None
-    return Loaded(_items(items), data, skipped, notes)
-
-
-def _items(path: Path) -> list[Row]:
-    return [absolute_tests(row, path.parent) for row in result_lines(path, dict)]
+def _begin(
+    folder: Path, settings: Settings, plans: list[Plan], before: Kept | None, old: list[TaskKept], overwrite: bool
+) -> Kept:
+    """Writes the items and eval.json. before: the folder's; old: its tasks, if they are of the same model."""
+    if before is not None and not old:
+        for one in before.tasks:
+            remove_task(folder, one.settings.name)
+        for name in ("results.json", "servers.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+    elif overwrite and (folder / "results.json").exists():
+        results, own = Evaluation(folder).results, {plan.settings.name for plan in plans}
+        others = [task for task in results.tasks if task.name not in own]
+        put_results(folder, msgspec.structs.replace(results, tasks=others))
+    now = {}
+    for plan in plans:
+        digest = write_items(folder, plan.settings.name, plan.items)
+        loaded = plan.loaded
+        now[plan.settings.name] = TaskKept(
+            plan.settings, plan.system, loaded.data, loaded.skipped, loaded.notes, digest
+        )
+    tasks = [now.pop(one.settings.name, one) for one in old] + list(now.values())
+    made = Kept(FORMAT, msgspec.structs.replace(settings, task=[]), tasks)
+    write_kept(folder, made)
+    return made
 
 
 def rescore(folder: Path, *, samples: int | None = None, workers: int | None = None) -> Results:
@@ -110,22 +162,23 @@ def rescore(folder: Path, *, samples: int | None = None, workers: int | None = N
     settings, plans = kept.settings, []
     settings.out, settings.workers = str(folder), workers or settings.workers
     texts = prompts()
-    for one in settings.task:
+    for task in kept.tasks:
+        one = task.settings
+        if not task.finished:
+            raise UserError(f"{folder}: {one.name} is unfinished; run it again, and it goes on")
         if samples is not None and samples > one.samples:
             raise UserError(
                 f"--samples {samples}: task {one.name} has {one.samples} of each problem; ask for more first"
             )
-        one.samples = samples or one.samples
+        one = msgspec.structs.replace(one, samples=samples or one.samples)
+        if missing := missing_tests(folder, one.name):
+            raise UserError(f"{missing}: is not there, and holds tests of {one.name}; copy the folder as a whole")
         with long_integers():
-            items = _items(items_file(folder, one.name))
-        data, skipped, notes = kept.loaded[one.name]
-        loaded = Loaded(items, data, skipped, notes)
-        plans.append(
-            Plan(one, task_of(one.name), model_of(settings, one, texts), kept.systems[one.name], items, loaded)
-        )
+            loaded = Loaded(read_items(folder, one.name), task.data, task.skipped, task.notes)
+        plans.append(Plan(one, task_of(one.name), model_of(settings, one, texts), task.system, loaded.items, loaded))
     servers = list(result_lines(folder / "servers.jsonl", dict))
     with long_integers(), AnswerLog(folder / "answers.jsonl", Completion) as answers:
-        return scored(folder, settings, plans, answers, servers, {}, again=True)
+        return scored(folder, settings, plans, answers, servers, kept, {}, again=True)
 
 
 def model_of(settings: Settings, task: TaskSettings, texts: Prompts) -> Model:
@@ -133,6 +186,8 @@ def model_of(settings: Settings, task: TaskSettings, texts: Prompts) -> Model:
     for name, value in (("samples", task.samples), ("limit", task.limit), ("workers", settings.workers)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
+    check_sendable(settings.model, task.extra)
+    check_price(settings.price)
     asking = Asking(
         settings.server, settings.in_flight, settings.tries, settings.patience, settings.timeout, settings.api_key_env
     )
@@ -156,43 +211,6 @@ def system_of(name: str) -> System:
     return System(text, f"{Path(name).name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
 
-def items_file(folder: Path, task: str) -> Path:
-    return folder / "items" / f"{task}.jsonl"
-
-
-def read_kept(folder: Path) -> Kept | None:
-    """None where there is no eval.json. Raises `UserError` for one that is none."""
-    path = folder / "eval.json"
-    try:
-        kept = msgspec.json.decode(read_regular(path), type=Kept)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give another --out") from None
-    if kept.format != FORMAT:
-        raise UserError(f"{path}: format {kept.format}, and this version writes {FORMAT}; give another --out")
-    return kept
-
-
-def _same(before: Kept, settings: Settings, systems: dict[str, System], folder: Path) -> None:
-    """Raises `UserError` where scores in one folder would not be of one kind. More samples, problems and tasks are."""
-    advice = "give another --out, or --overwrite (answers that still fit are not asked again)"
-    if before.settings.model != settings.model:
-        raise UserError(f"{folder}: is of the model {before.settings.model}, not {settings.model}; {advice}")
-    now = {task.name: task for task in settings.task}
-    for old in before.settings.task:
-        new = now.get(old.name)
-        if new is None:
-            raise UserError(
-                f"{folder}: holds the task {old.name} too; name it as well (it is not asked again), or {advice}"
-            )
-        keys = [key for key in (*SHARED, "version", "since", "until") if key not in ("samples", "limit", "system")]
-        changed = [key for key in keys if getattr(old, key) != getattr(new, key)]
-        changed += ["system"] if before.systems[old.name] != systems[old.name].name else []
-        if changed:
-            raise UserError(f"{folder}: {old.name} was asked with another {', '.join(changed)}; {advice}")
-
-
 def _as_asked(row: Row, variant: str, texts: Prompts, system: System) -> Row:
     user, version = asked(row, variant, texts)
     return {**row, "messages": messages(system.text, user), "prompt_version": version}
@@ -205,21 +223,17 @@ def _requests(plans: list[Plan]) -> Iterator[Request]:
                 yield plan.request(row, sample)
 
 
-def _write(folder: Path, settings: Settings, systems: dict[str, System], plans: list[Plan]) -> None:
-    """eval.json and the items. The scores of an earlier run go: they are not of what is asked now."""
-    (folder / "results.json").unlink(missing_ok=True)
-    for plan in plans:
-        path = items_file(folder, plan.settings.name)
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, b"".join(dumps(relative_tests(row, path.parent)) for row in plan.items))
-    told = {plan.settings.name: (plan.loaded.data, plan.loaded.skipped, plan.loaded.notes) for plan in plans}
-    kept = Kept(FORMAT, settings, {name: system.name for name, system in systems.items()}, told)
-    write_atomically(folder / "eval.json", msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+def _check_expected(plan: Plan) -> None:
+    """Raises `UserError` for a part that the task does not have."""
+    parts = plan.task.parts or tuple({row["part"]: None for row in plan.items if row["part"]})
+    for part in expected(plan.settings):
+        if part and part not in parts:
+            has = f"the parts are {', '.join(parts)}" if parts else "it has no parts"
+            raise UserError(f"{plan.settings.name}: expected names the part {part!r}, and {has}")
 
 
-def _servers(settings: Settings, folder: Path) -> list[dict[str, Any]]:
-    """What the servers tell, of this start and of those before it. Raises `UserError` where no answer would fit."""
-    path = folder / "servers.jsonl"
+def _told_by_servers(settings: Settings) -> list[dict[str, Any]]:
+    """A row a server. Raises `UserError` where no answer would fit."""
     told = engine.ask_servers(settings.server, settings.api_key_env, settings.model)
     for row in told:
         length, longest = row["max_model_len"], max(task.max_tokens for task in settings.task)
@@ -231,14 +245,21 @@ def _servers(settings: Settings, folder: Path) -> list[dict[str, Any]]:
         row |= settings.engine
     for row in told:
         untold = [name for name in engine.UNTOLD if row.get(name) is None]
-        if untold:
-            names = " ".join(f"--engine {name}=..." for name in untold)
+        names = " ".join(f"--engine {name}=..." for name in untold)
+        if not row.pop("answers"):
+            print(f"{row['server']} does not answer; is it started, and is this its address?", file=sys.stderr)
+        elif untold:
             print(
                 f"{row['server']} does not tell {', '.join(untold)}; {names} notes it beside the scores",
                 file=sys.stderr,
             )
+    return told
+
+
+def _noted(folder: Path, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the servers told, at this start and at those before it; written to servers.jsonl."""
+    path = folder / "servers.jsonl"
     known = list(result_lines(path, dict)) if path.exists() else []
-    new = [row for row in told if row not in known]
-    with open(path, "ab") as file:
-        file.writelines(json.dumps(row).encode() + b"\n" for row in new)
-    return known + new
+    rows = known + [row for row in told if row not in known]
+    write_atomically(path, b"".join(map(dumps, rows)))
+    return rows

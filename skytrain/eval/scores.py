@@ -40,7 +40,7 @@ def proportion(means: np.ndarray, samples: int) -> Score:
     n, p = len(means), float(np.mean(means))
     if n == 1:
         return Score(p, None, 0.0, 1.0)
-    stderr = float(np.std(means, ddof=1)) / math.sqrt(n)
+    stderr = _spread(means) / math.sqrt(n)
     # All alike tells nothing of the spread: then the problems are the observations, as they are with one sample each.
     observations = p * (1 - p) / stderr**2 if stderr > 0 else 0.0
     observations = min(max(observations, n - 1), n * samples)
@@ -48,7 +48,12 @@ def proportion(means: np.ndarray, samples: int) -> Score:
     square = t * t / observations
     middle = (p + square / 2) / (1 + square)
     half = t * math.sqrt(p * (1 - p) / observations + square / (4 * observations)) / (1 + square)
-    return Score(p, stderr, max(0.0, middle - half), min(1.0, middle + half))
+    return Score(p, stderr or None, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation, ddof=1; 0 where the values differ by rounding alone."""
+    return 0.0 if np.ptp(values) < 1e-9 else float(np.std(values, ddof=1))
 
 
 def compare(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Score:
@@ -64,10 +69,10 @@ def compare(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[
     mean, n = float(np.mean(differences)), len(differences)
     if n == 1:
         return Score(mean, None, -1.0, 1.0)
-    stderr = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    stderr = _spread(differences) / math.sqrt(n)
     # Where no problem differs from another, those that do may only be rare: Clopper and Pearson's bound on how rare.
     half = student_t(n - 1) * stderr if stderr > 0 else 1 - ((1 - CONFIDENCE) / 2) ** (1 / n)
-    return Score(mean, stderr, max(-1.0, mean - half), min(1.0, mean + half))
+    return Score(mean, stderr or None, max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def pass_at(samples: int, correct: int, k: int) -> float:

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from skytrain.eval import engine
+from skytrain.eval.folder import Kept, put_results, samples_file, write_kept
 from skytrain.eval.load import Loaded
-from skytrain.eval.results import FORMAT, Part, Results, Sample, TaskResult
+from skytrain.eval.results import FORMAT, Evaluation, Part, Results, Sample, TaskResult
 from skytrain.eval.scores import pass_at_all, score
 from skytrain.eval.settings import Settings, TaskSettings, expected
 from skytrain.eval.task import Task
@@ -67,40 +68,64 @@ def scored(
     plans: list[Plan],
     answers: AnswerLog,
     servers: list[dict[str, Any]],
+    kept: Kept,
     failed: dict[str, str],
     *,
     again: bool = False,
 ) -> Results:
-    """Writes the samples and, last, results.json. failed: why requests stayed unanswered, by key. again: whether what
-    has a logged verdict is judged anew."""
+    """Writes the samples and, last, results.json with the tasks that the folder holds beside. failed: why requests
+    stayed unanswered, by key. again: whether what has a logged verdict is judged anew."""
     workers = settings.workers or len(os.sched_getaffinity(0))
-    fingerprints: dict[str, set[str]] = {}
-    total: Counter[str] = Counter()
-    results = []
+    beside = _beside(folder, plans, kept)
+    fingerprints = {row["server"]: set(row["fingerprints"]) for row in beside.servers} if beside else {}
+    results = {task.name: task for task in beside.tasks} if beside else {}
+    made: list[_Scoring] = []
+    paid = {sample.key for task in results for sample in Evaluation(folder).samples(task)}
     with AnswerLog(folder / "verdicts.jsonl", Verdict) as verdicts, progress_bar() as bar:
         for plan in plans:
             judging = bar.add_task(f"judging {plan.settings.name}", total=len(plan.items) * plan.settings.samples)
             found = _judged(plan, answers, verdicts, settings.sandbox, workers, again, partial(bar.advance, judging))
-            one = _Scoring(plan, answers, found, failed)
-            one.write(folder / "samples" / f"{plan.settings.name}.jsonl")
-            results.append(one.result(settings.thinks))
-            total.update(one.spent)
-            for server, told in one.fingerprints.items():
-                fingerprints.setdefault(server, set()).update(told)
+            made.append(_Scoring(plan, answers, found, failed, paid))
+    # Scores of what the samples are no longer: a kill before the new ones leaves these tasks unfinished.
+    put_results(folder, beside)
+    for one in made:
+        one.write(samples_file(folder, one.plan.settings.name))
+        results[one.plan.settings.name] = one.result(settings.thinks)
+        for server, told in one.fingerprints.items():
+            fingerprints.setdefault(server, set()).update(told)
+    order = [task.settings.name for task in kept.tasks if task.settings.name in results]
+    done = _results(settings, [results[name] for name in order], _with_fingerprints(servers, fingerprints))
+    put_results(folder, done)
+    for task in kept.tasks:
+        task.finished = task.settings.name in results
+    write_kept(folder, kept)
+    return done
+
+
+def _beside(folder: Path, plans: list[Plan], kept: Kept) -> Results | None:
+    """The scores of the folder's other tasks, as they are; None where there are none."""
+    own = {plan.settings.name for plan in plans}
+    others = {task.settings.name for task in kept.tasks if task.finished} - own
+    if not others or not (folder / "results.json").exists():
+        return None
+    found = Evaluation(folder).results
+    return msgspec.structs.replace(found, tasks=[task for task in found.tasks if task.name in others])
+
+
+def _results(settings: Settings, tasks: list[TaskResult], servers: list[dict[str, Any]]) -> Results:
+    spent = [sum(getattr(task, name) for task in tasks) for name in ("prompt_tokens", "completion_tokens")]
     prices = settings.price
-    made = Results(
+    return Results(
         format=FORMAT,
         model=settings.model,
         made=datetime.now(UTC).isoformat(timespec="seconds"),
-        servers=_with_fingerprints(servers, fingerprints),
+        servers=servers,
         sandbox=settings.sandbox,
-        prompt_tokens=total["prompt_tokens"],
-        completion_tokens=total["completion_tokens"],
-        money=(total["prompt_tokens"] * prices[0] + total["completion_tokens"] * prices[1]) / 1e6 if prices else None,
-        tasks=results,
+        prompt_tokens=spent[0],
+        completion_tokens=spent[1],
+        money=sum(tokens * price for tokens, price in zip(spent, prices)) / 1e6 if prices else None,
+        tasks=tasks,
     )
-    write_atomically(folder / "results.json", msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
-    return made
 
 
 def _judged(
@@ -128,7 +153,7 @@ def _judged(
                     advance()
                     continue
                 text = answer["answer"]
-                what = (plan.task.name, row["domain"], row.get("gold"), tests, row.get("provenance", {}))
+                what = (plan.task.name, row["domain"], row.get("gold"), tests, row.get("starter"), row["provenance"])
                 key = key_of(VERSION, sandbox, text, *what)
                 yield (row["id"], sample), key, partial(record, key, row, text)
 
@@ -142,11 +167,14 @@ def _judged(
 class _Scoring:
     """Of one task, in one pass over its answers."""
 
-    def __init__(self, plan: Plan, answers: AnswerLog, judgements: dict[Key, Record], failed: dict[str, str]):
+    def __init__(
+        self, plan: Plan, answers: AnswerLog, judgements: dict[Key, Record], failed: dict[str, str], paid: set[str]
+    ):
+        """paid: keys of answers whose tokens have been counted; those counted here are added."""
         self.plan = plan
         self.spent: Counter[str] = Counter()
         self.fingerprints: dict[str, set[str]] = {}
-        self._answers, self._judgements, self._failed = answers, judgements, failed
+        self._answers, self._judgements, self._failed, self._paid = answers, judgements, failed, paid
         self._right: dict[str, list[float]] = {}
         self._verdicts: Counter[str] = Counter()
         self._lengths: list[int] = []
@@ -186,14 +214,16 @@ class _Scoring:
         self._verdicts[verdict] += 1
         if record is not None:
             self._count(record)
-        told = Sample(row["id"], sample, row.get("part"), *made[1:], key)
+        told = Sample(row["id"], sample, row.get("part"), *made[1:4], row.get("gold"), *made[4:], key)
         return told, record and f"{record['reasoning']}\0{record['answer']}"
 
     def _count(self, record: dict[str, Any]) -> None:
         self._seen += 1
         self._thinking += bool(record["reasoning"]) or THOUGHT[0] in record["answer"]
-        for name in ("prompt_tokens", "completion_tokens"):
-            self.spent[name] += record[name]
+        if record["key"] not in self._paid:
+            self._paid.add(record["key"])
+            for name in ("prompt_tokens", "completion_tokens"):
+                self.spent[name] += record[name]
         if record["completion_tokens"]:
             self._lengths.append(record["completion_tokens"])
         if record["engine"]:
@@ -219,7 +249,9 @@ class _Scoring:
             sampling=plan.model.sampling.body(),
             seed=settings.seed,
             samples=settings.samples,
+            limit=settings.limit,
             problems=len(plan.items),
+            whole=self._whole(),
             skipped=plan.loaded.skipped,
             score=score(self._right),
             parts={name: Part(len(parts[name]), score(parts[name])) for name in order if name in parts},
@@ -227,12 +259,22 @@ class _Scoring:
             verdicts=dict(self._verdicts.most_common()),
             truncated=self._verdicts["truncated"] / asked,
             tokens=sum(self._lengths) / len(self._lengths) if self._lengths else None,
+            prompt_tokens=self.spent["prompt_tokens"],
+            completion_tokens=self.spent["completion_tokens"],
             expected=expected(settings),
             warnings=[*plan.loaded.notes, *self._warnings(thinks, asked)],
         )
 
+    def _whole(self) -> bool:
+        settings, task = self.plan.settings, self.plan.task
+        if settings.limit is not None or settings.since or settings.until or (task.versions and not settings.version):
+            return False
+        return task.problems in (None, len(self.plan.items))
+
     def _warnings(self, thinks: bool, asked: int) -> Iterator[str]:
         settings, verdicts = self.plan.settings, self._verdicts
+        if settings.limit is not None:
+            yield f"only the first {len(self.plan.items):,} problems were asked (--limit)"
         if verdicts["missing"]:
             yield f"{verdicts['missing']:,} of {asked:,} samples are missing, and count as wrong ({self._missing})"
         if verdicts["truncated"] >= MANY * asked:
@@ -243,14 +285,15 @@ class _Scoring:
                 f"no thoughts in {none:,} of {self._seen:,} answers (no thought tags, no <think>): a model trained to "
                 f"think may need its system prompt (--system train; it was {self.plan.system}); else --no-thinks"
             )
-        if settings.samples > 1 and settings.temperature > 0 and self._seen and self._alike:
-            yield f"all samples of each problem are the same, at temperature {settings.temperature:g}: look at the seed"
+        if settings.samples > 1 and self._seen and self._alike:
+            why = "does the server look at `seed`?" if settings.temperature > 0 else "one would tell as much"
+            yield f"all samples of each problem are the same, at temperature {settings.temperature:g}: {why}"
         for name, what in (("gold_unparseable", "gold answers that cannot be read"), ("bad_tests", "tests of no form")):
             if verdicts[name]:
                 yield f"{verdicts[name]:,} samples of problems with {what}; they count as wrong"
-        for server, told in self.fingerprints.items():
-            if len(told) > 1:
-                yield f"{server} has answered as {', '.join(sorted(told))}: the scores are of more than one engine"
+        engines = set().union(*self.fingerprints.values())
+        if len(engines) > 1:
+            yield f"the answers are of more than one engine: {', '.join(sorted(engines))}"
 
 
 def _with_fingerprints(servers: list[dict[str, Any]], seen: dict[str, set[str]]) -> list[dict[str, Any]]:

@@ -23,11 +23,12 @@ import msgspec
 
 from skytrain.errors import UserError
 from skytrain.eval.asked import Variant
-from skytrain.eval.tasks import task_of
+from skytrain.eval.tasks import check_name, task_of
 from skytrain.files import read_regular
 
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
 """What a task may have of its own."""
+TOLD = ("server", "serves", "max_model_len", "fingerprints", "answers")
 WINDOW = ("version", "since", "until")
 """What tasks have that grow."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -113,6 +114,10 @@ def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -
     chosen = settings.task if not tasks else [_named(word, settings.task, where) for word in tasks]
     if not chosen:
         raise UserError(f"{where}: names no task; as --tasks aime24=FILE, or [[task]] in a recipe")
+    if settings.out == "":
+        raise UserError(f"{where}: out is empty; leave it out for runs/eval-MODEL")
+    if told := sorted(settings.engine.keys() & set(TOLD)):
+        raise UserError(f"{where}: engine {told[0]}: is the server's own to tell; as dtype, parallelism or hardware")
     names = [task.name for task in chosen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: the task {twice[0]} stands twice; give one of them another name")
@@ -126,6 +131,7 @@ def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -
     ]
     for task in settings.task:
         _check(task, where)
+        check_name(task.name)
     return settings
 
 
@@ -159,7 +165,8 @@ def _named(word: str, tasks: list[TaskSettings], where: str) -> TaskSettings:
     if found is None and tasks:
         raise UserError(f"--tasks {name}: is not in {where}, which has {', '.join(task.name for task in tasks)}")
     found = found or TaskSettings(name=name)
-    return msgspec.structs.replace(found, data=file) if file else found
+    # Other files than the recipe's need not be of its version.
+    return msgspec.structs.replace(found, data=file, version=None) if file else found
 
 
 def _check(task: TaskSettings, where: str) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from skytrain.prep.prompts import Prompts
 from skytrain.prep.stage import Stage, beside
 
 SYNC_SECONDS = 5.0
-LINE_SECONDS = 60.0
+FIRST_SECONDS, LINE_SECONDS = 10.0, 60.0
 REFUSED_AT_FIRST = 20
 """Requests refused before any is answered, after which the fault is taken to be in what is asked."""
 OWN = ("model", "messages", "n", "seed", "stream", "temperature", "top_p", "max_tokens")
@@ -102,8 +102,12 @@ def log_of(out: Path) -> AnswerLog:
     return AnswerLog(beside(out, "answers.jsonl"), Completion)
 
 
-def ask_all(name: str, model: Model, log: AnswerLog, requests: Iterable[Request]) -> dict[str, Failed]:
-    """Asks what the log does not hold, and returns those that stayed unanswered, by key. name: for the display.
+def ask_all(
+    name: str, model: Model, log: AnswerLog, requests: Iterable[Request], waiting: int | None = None
+) -> dict[str, Failed]:
+    """Asks what the log does not hold, and returns those that stayed unanswered, by key.
+
+    name, waiting: for the display; waiting: how many the log does not hold.
 
     Raises `UserError` where some did and model.on_unanswered is "error", and KeyboardInterrupt on Ctrl-C and SIGTERM;
     what was answered until then is in the log, and is not asked again.
@@ -128,7 +132,7 @@ def ask_all(name: str, model: Model, log: AnswerLog, requests: Iterable[Request]
             raise UserError(f"{outcome.why}; so were the first {len(failed)} requests, so nothing more is asked")
 
     try:
-        with _display(name, counts, before, model.prices):
+        with _display(name, counts, before, waiting, model.prices):
             asyncio.run(_until_done(Client(model.asking, counts), missing(), take, log))
     except KeyboardInterrupt:
         print(f"{len(log.statuses):,} answers are saved in {log.path}; run again to go on", file=sys.stderr)
@@ -194,13 +198,16 @@ def spent(stage: Stage, model: Model, records: Iterable[dict[str, Any]]) -> None
 
 
 @contextlib.contextmanager
-def _display(stage: str, counts: Counts, before: int, prices: tuple[float, float] | None) -> Iterator[None]:
+def _display(
+    stage: str, counts: Counts, before: int, waiting: int | None, prices: tuple[float, float] | None
+) -> Iterator[None]:
     """A line that is kept up to date on a terminal, and else a new one now and then."""
     console = Console(stderr=True)
 
     def line() -> Text:
         seconds = max(1e-9, time.monotonic() - counts.since)
-        parts = [f"{stage}: {before + counts.done:,} answered, {counts.out} in flight"]
+        done = f"{before + counts.done:,}" if waiting is None else f"{counts.done:,} of {waiting:,}"
+        parts = [f"{stage}: {done} answered, {counts.out} in flight"]
         parts.append(f"{counts.done / seconds:,.1f} a second, {counts.tokens / seconds:,.0f} tokens a second")
         parts.append(f"{counts.again:,} asked again, {counts.live} of {counts.servers} servers")
         if prices is not None:
@@ -214,8 +221,10 @@ def _display(stage: str, counts: Counts, before: int, prices: tuple[float, float
     ended = threading.Event()
 
     def tell() -> None:
-        while not ended.wait(LINE_SECONDS):
+        wait = FIRST_SECONDS
+        while not ended.wait(wait):
             print(line(), file=sys.stderr, flush=True)
+            wait = LINE_SECONDS
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
@@ -272,17 +281,27 @@ def extra_of(words: list[str]) -> dict[str, Any]:
     return extra
 
 
+def check_sendable(model: str, extra: dict[str, Any]) -> None:
+    """Raises `UserError` for what JSON cannot hold."""
+    try:
+        json.dumps([model, extra], allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--model and --extra: cannot be sent ({error})") from None
+
+
+def check_price(price: Sequence[float] | None) -> None:
+    """Raises `UserError`."""
+    if price and not all(0 <= one < math.inf for one in price):
+        raise UserError(f"--price {price[0]} {price[1]}: must be 0 or more, in USD for a million tokens")
+
+
 def model_of(args: argparse.Namespace) -> Model:
     """Raises `UserError` for settings that mean nothing."""
     if not args.model:
         raise UserError("--model: is missing; name the model as the servers know it")
     extra = extra_of(args.extra)
-    try:
-        json.dumps([args.model, extra], allow_nan=False, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise UserError(f"--model and --extra: cannot be sent ({error})") from None
-    if args.price and not all(0 <= price < math.inf for price in args.price):
-        raise UserError(f"--price {args.price[0]} {args.price[1]}: must be 0 or more, in USD for a million tokens")
+    check_sendable(args.model, extra)
+    check_price(args.price)
     asking = Asking(args.server or [], args.in_flight, args.tries, args.patience, args.timeout, args.api_key_env)
     sampling = Sampling(args.temperature, args.top_p, args.max_tokens, extra)
     prices = tuple(args.price) if args.price else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -31,8 +32,8 @@ AGAIN = {408, 409, 429}
 SETTINGS = {
     401: "an API key (--api-key-env)",
     403: "the API key's rights",
-    404: "--server and --model",
-    405: "--server",
+    404: "--server (its address ends in /v1) and --model",
+    405: "--server (its address ends in /v1)",
 }
 """Statuses that every request would get, and what to look at."""
 LONGEST_WAIT = 30.0
@@ -72,8 +73,8 @@ class Asking:
                 raise UserError(f"--server {url}: must be an address such as http://127.0.0.1:8000/v1")
         for name in ("in_flight", "tries", "patience", "timeout"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0, and finite")
 
 
 @dataclass

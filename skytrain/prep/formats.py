@@ -148,7 +148,7 @@ def plain(row: Row) -> Row:
     answer = next((key for key in ("gold", "answer") if left.get(key) is not None), "gold")
     gold = last_box(solution) if solution and left.get(answer) is None else left.pop(answer, None)
     tests = _plain_tests(left.pop("tests", None))
-    choices = left.pop("choices", None)
+    choices = next((left.pop(key) for key in ("choices", "options") if left.get(key) is not None), None)
     if choices is not None:
         prompt, gold = with_choices(prompt, choices, gold)
     source = _plain_source(left)
@@ -206,6 +206,7 @@ def with_choices(prompt: str, choices: Any, gold: Any) -> tuple[str, Any]:
     if not all(isinstance(choice, str | int | float) for choice in choices):
         raise Malformed("'choices' must be texts")
     letters = ascii_uppercase[: len(choices)]
+    _check_one_meaning(choices, letters, gold)
     lines = "\n".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices))
     if isinstance(gold, int) and not isinstance(gold, bool) and 0 <= gold < len(choices):
         gold = letters[gold]
@@ -216,6 +217,14 @@ def with_choices(prompt: str, choices: Any, gold: Any) -> tuple[str, Any]:
     if gold is not None and (not isinstance(gold, str) or len(gold) != 1 or gold not in letters):
         raise Malformed(f"'gold' must be one of the letters {letters[0]} to {letters[-1]}, not {str(gold)[:40]!r}")
     return f"{prompt.rstrip()}\n\n{lines}", gold
+
+
+def _check_one_meaning(choices: list[Any], letters: str, gold: Any) -> None:
+    """Raises `Malformed` where the gold is a letter or an index of one choice, and the text of another."""
+    texts = [str(choice) for choice in choices]
+    at = gold if isinstance(gold, int) else letters.find(str(gold)) if len(str(gold)) == 1 else -1
+    if 0 <= at < len(texts) and str(gold) in texts and texts[at] != str(gold):
+        raise Malformed(f"'gold' {gold!r} is one choice's place and another's text; give the right choice's text alone")
 
 
 class Form(NamedTuple):

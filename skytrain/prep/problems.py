@@ -58,7 +58,7 @@ def check_problem(row: dict[str, Any]) -> None:
 def check_tests(tests: Any) -> None:
     """Raises `Malformed` for tests that are of none of the three forms. Their values are not looked at."""
     if not isinstance(tests, dict):
-        raise Malformed(f"'tests' must be an object, not {_told(tests)}")
+        raise Malformed(f'\'tests\' must be {{"inputs": [...], "outputs": [...]}}, not {_told(tests)}')
     if "check" in tests:
         if not isinstance(tests["check"], str) or not isinstance(tests.get("entry_point"), str):
             raise Malformed("'tests' with a check need its source and an entry_point, both text")

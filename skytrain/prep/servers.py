@@ -92,6 +92,8 @@ class Servers:
         if at_once or server.failures >= FAILURES:
             print(f"{server.url}: left out for now ({why})", file=sys.stderr)
             server.out = True
+            if not self.live:
+                print(f"no server is left; waiting for one, up to {self._patience:g} s (--patience)", file=sys.stderr)
             task = asyncio.ensure_future(self._take_back(server))
             self._probing.add(task)
             task.add_done_callback(self._probing.discard)

@@ -52,7 +52,8 @@ def cell_text(cell: Cell | None) -> str:
         parts.append(f"{cell.tokens:,.0f} tokens")
     if cell.expected is not None:
         low, high = cell.expected
-        parts.append(f"expected {low:g} to {high:g}: {'met' if cell.met else 'NOT met'}")
+        met = {True: ": met", False: ": NOT met", None: " (of the whole set)"}[cell.met]
+        parts.append(f"expected {low:g} to {high:g}{met}")
     return "; ".join(parts)
 
 

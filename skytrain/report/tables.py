@@ -48,8 +48,7 @@ def published() -> Published:
 
 @dataclass(frozen=True)
 class Cell:
-    """A model's score. truncated, tokens: None for a part. expected: in percent; met: whether the interval touches
-    it."""
+    """A model's score. truncated, tokens: None for a part. expected: in percent; met: as `TaskResult.met`."""
 
     score: Score
     problems: int
@@ -57,11 +56,7 @@ class Cell:
     truncated: float | None = None
     tokens: float | None = None
     expected: tuple[float, float] | None = None
-
-    @property
-    def met(self) -> bool:
-        low, high = self.expected
-        return self.score.low * 100 <= high and self.score.high * 100 >= low
+    met: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +93,11 @@ def score_rows(evaluated: list[Evaluated]) -> list[ScoreRow]:
 def _cell(task: TaskResult | None, part: str) -> Cell | None:
     if task is None or (part and part not in task.parts):
         return None
-    expected = task.expected.get(part)
+    expected, met = task.expected.get(part), task.met(part)
     if not part:
-        return Cell(task.score, task.problems, task.samples, task.truncated, task.tokens, expected)
+        return Cell(task.score, task.problems, task.samples, task.truncated, task.tokens, expected, met)
     found: Part = task.parts[part]
-    return Cell(found.score, found.problems, task.samples, expected=expected)
+    return Cell(found.score, found.problems, task.samples, expected=expected, met=met)
 
 
 def score_notes(evaluated: list[Evaluated]) -> list[str]:

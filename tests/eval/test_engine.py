@@ -50,6 +50,7 @@ def test_vllm_as_it_is_served_by_default():
         "parallelism": None,
         "serves": "/models/m",
         "max_model_len": 4096,
+        "answers": True,
     }
 
 
@@ -80,6 +81,14 @@ def test_a_server_that_tells_nothing_is_no_error(page):
     with told({"/v1/models": page, "/version": page}) as url:
         first, second = ask_servers([url, f"http://127.0.0.1:{free_port()}/v1"], "NO_KEY", "m")
     assert first["engine"] is first["version"] is second["engine"] is None
+    assert first["answers"] and not second["answers"]
+
+
+@pytest.mark.parametrize("config", [3, {"model_config": 3, "parallel_config": []}])
+def test_a_configuration_of_another_form_is_no_error(config):
+    with told({"/v1/models": MODELS, "/server_info?config_format=json": {"vllm_config": config}}) as url:
+        (row,) = ask_servers([url], "NO_KEY", "m")
+    assert row["dtype"] is None
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_whole_numbers_of_many_digits(tmp_path):
 @pytest.mark.parametrize(
     "task, version, parts",
     [
-        ("math500", None, ("its split test", "HuggingFaceH4/MATH-500", "pip install datasets")),
+        ("math500", None, ("the split test", "HuggingFaceH4/MATH-500", "pip install datasets")),
         ("gpqa_diamond", None, ("Idavidrein/gpqa (gpqa_diamond)",)),
         ("livecodebench", "release_v2", ("test.jsonl and test2.jsonl of livecodebench/code_generation_lite",)),
         ("livecodebench", None, ("name a version",)),

@@ -85,7 +85,7 @@ def test_an_answer_within_the_thoughts_or_behind_a_cut_is_none(said, tmp_path):
     verdict = {one.id: one for one in Evaluation(tmp_path / "out").samples("sums")}
     assert verdict["p3"].verdict == "truncated" and verdict["p3"].answer is None
     assert verdict["p5"].verdict == "truncated"
-    assert verdict["p8"].answer == "16"
+    assert (verdict["p8"].answer, verdict["p8"].gold) == ("16", "16")
 
 
 def test_what_is_refused_is_missing_counts_as_wrong_and_is_asked_again(tmp_path):
@@ -125,10 +125,10 @@ def test_the_same_files_are_read_once(said, tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(run, "load", lambda *words, **given: reads.append(given["limit"]) or load(*words, **given))
     assert comparable(evaluate(settings(tmp_path, said.url))) == comparable(first) and reads == []
-    evaluate(settings(tmp_path, said.url, limit=4))
+    evaluate(settings(tmp_path, said.url, limit=4), overwrite=True)
     with open(tmp_path / "sums.jsonl", "a", encoding="utf-8") as file:
         file.write('{"question": "What is 0 + 0, once more? #0#", "answer": "0", "domain": "math"}\n')
-    (task,) = evaluate(settings(tmp_path, said.url, limit=40)).tasks
+    (task,) = evaluate(settings(tmp_path, said.url, limit=40), overwrite=True).tasks
     assert reads == [4, 40] and task.problems == 11
 
 
@@ -182,16 +182,42 @@ def test_scores_of_two_kinds_do_not_share_a_folder(said, tmp_path, given, told):
     evaluate(settings(tmp_path, said.url, **given), overwrite=True)
 
 
-def test_a_task_is_not_lost_by_naming_another(said, tmp_path):
-    evaluate(settings(tmp_path, said.url))
-    other = read(None, {"model": "m", "server": [said.url], "out": str(tmp_path / "out"), "samples": 1},
-                 [f"more={problems(tmp_path, 3)}"])  # fmt: skip
-    with pytest.raises(UserError, match="holds the task sums too"):
-        evaluate(other)
-    both = [f"sums={problems(tmp_path)}", f"more={problems(tmp_path)}"]
+def test_tasks_come_one_by_one_into_a_folder(said, tmp_path):
+    first = evaluate(settings(tmp_path, said.url)).tasks[0]
     given = {"model": "m", "server": [said.url], "out": str(tmp_path / "out"), "samples": 2}
-    results = evaluate(read(None, given, both))
-    assert [task.name for task in results.tasks] == ["sums", "more"]
+    before = said.counts()["asked"]
+    both = evaluate(read(None, given, [f"more={problems(tmp_path)}"]))
+    assert [task.name for task in both.tasks] == ["sums", "more"] and both.tasks[0] == first
+    assert said.counts()["asked"] == before  # the same questions: the answers are there
+    assert Evaluation(tmp_path / "out").results == both
+    assert comparable(rescore(tmp_path / "out")) == comparable(both)
+
+
+@pytest.mark.parametrize(
+    "first, second, told",
+    [
+        ({"samples": 4}, {"samples": 2}, "4 samples of each problem, and 2 would replace them"),
+        ({}, {"limit": 3}, "all problems, and the first 3 would replace them"),
+        ({"limit": 5}, {"limit": 3}, "5 problems, and the first 3 would replace them"),
+    ],
+)
+def test_fewer_of_anything_replaces_nothing(said, tmp_path, first, second, told):
+    made = evaluate(settings(tmp_path, said.url, **first))
+    with pytest.raises(UserError, match=told):
+        evaluate(settings(tmp_path, said.url, **second))
+    assert Evaluation(tmp_path / "out").results == made
+    evaluate(settings(tmp_path, said.url, **second), overwrite=True)
+
+
+def test_other_problems_under_a_tasks_name_replace_nothing(said, tmp_path):
+    made = evaluate(settings(tmp_path, said.url))
+    path = tmp_path / "sums.jsonl"
+    path.write_text(path.read_text().replace('"answer": "2"', '"answer": "7"'))
+    with pytest.raises(UserError, match=r"sums was asked with other problems \(sums.jsonl has changed\)"):
+        evaluate(settings(tmp_path, said.url))
+    assert Evaluation(tmp_path / "out").results == made
+    (task,) = evaluate(settings(tmp_path, said.url), overwrite=True).tasks
+    assert task.verdicts["correct"] == made.tasks[0].verdicts["correct"] + 2
 
 
 THOUGHTS = "<|begin_of_thought|>\nhm\n<|end_of_thought|>\n<|begin_of_solution|>\n\\boxed{1}\n<|end_of_solution|>"
@@ -210,6 +236,7 @@ THOUGHTS = "<|begin_of_thought|>\nhm\n<|end_of_thought|>\n<|begin_of_solution|>\
 def test_d61_a_tuned_model_without_its_system_prompt_is_warned_of(tmp_path, said, given, warned):
     with Teacher(book={"What": said}) as server:
         (task,) = evaluate(settings(tmp_path, server.url, temperature=0.0, **given)).tasks
+    task.warnings.remove("all samples of each problem are the same, at temperature 0: one would tell as much")
     found = [one for one in task.warnings if "no thoughts in 20 of 20 answers" in one and "--system train" in one]
     assert bool(found) == warned
     assert task.warnings == found
@@ -220,7 +247,7 @@ def test_samples_that_are_all_alike_and_a_low_limit_are_told(tmp_path):
         (task,) = evaluate(settings(tmp_path, server.url, thinks=False, max_tokens=100)).tasks
     assert task.warnings == [
         "100% of the samples were cut off at 100 tokens",
-        "all samples of each problem are the same, at temperature 0.7: look at the seed",
+        "all samples of each problem are the same, at temperature 0.7: does the server look at `seed`?",
     ]
 
 

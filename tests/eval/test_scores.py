@@ -39,7 +39,7 @@ def test_intervals_cover_near_the_ends_too(a, b):
     found = [proportion(row, 1) for row in means]
     assert 0.93 <= np.mean([one.low <= a / (a + b) <= one.high for one in found]) <= 0.98
     assert all(0 <= one.low <= one.mean <= one.high <= 1 for one in found)
-    plain = [abs(one.mean - a / (a + b)) <= student_t(29) * one.stderr for one in found]
+    plain = [abs(one.mean - a / (a + b)) <= student_t(29) * (one.stderr or 0) for one in found]
     assert np.mean(plain) < 0.9
 
 
@@ -58,9 +58,25 @@ def test_d17_the_standard_error_is_of_a_sample():
 
 def test_all_right_is_not_certain():
     found = score(samples([4] * 30, 4))
-    assert found.mean == 1 and found.stderr == 0 and 0.8 < found.low < 0.95 and found.high == 1
+    assert found.mean == 1 and found.stderr is None and 0.8 < found.low < 0.95 and found.high == 1
     nothing = score(samples([0] * 30, 4))
     assert nothing.mean == 0 and nothing.low == 0 and nothing.high == pytest.approx(1 - found.low)
+
+
+@pytest.mark.parametrize("right, n", [(1, 3), (3, 8), (1, 10), (7, 10)])
+def test_rounding_is_no_spread(right, n):
+    """Means that are all alike, and whose mean is another number in its last digit."""
+    for problems in (2, 3, 7, 10, 30):
+        found = score(samples([right] * problems, n))
+        assert found.stderr is None
+        assert (found.low, found.high) == pytest.approx(_wilson(right / n, problems - 1, student_t(problems - 1)))
+    gains = compare(samples([5, 1], 10), samples([6, 2], 10))
+    assert gains.stderr is None and gains.low < -0.5 and gains.high > 0.5
+
+
+def _wilson(p, n, t):
+    middle, half = p + t * t / 2 / n, t * math.sqrt(p * (1 - p) / n + t * t / 4 / n / n)
+    return max(0.0, (middle - half) / (1 + t * t / n)), min(1.0, (middle + half) / (1 + t * t / n))
 
 
 def test_one_problem_tells_nothing_of_the_spread():

@@ -68,11 +68,21 @@ def test_scores_stand_beside_the_published_ones(tmp_path, capsys):
         assert text in html
 
 
-@pytest.mark.parametrize(("expected", "met"), [((44.1, 50), False), ((43.9, 50), True), ((30, 35.9), False)])
-def test_an_expected_range_is_met_where_the_interval_touches_it(expected, met):
-    cell = tables.Cell(evaluations.Score(0.4, 0.02, 0.36, 0.44), 30, 4, expected=expected)
-    assert cell.met is met
-    assert ("NOT met" in markdown.cell_text(cell)) is not met
+@pytest.mark.parametrize(
+    ("expected", "whole", "told"),
+    [
+        ((40, 50), True, "expected 40 to 50: met"),
+        ((40.1, 50), True, "expected 40.1 to 50: NOT met"),
+        ((30, 39.9), True, "expected 30 to 39.9: NOT met"),
+        ((40, 50), False, "expected 40 to 50 (of the whole set)"),
+    ],
+)
+def test_an_expected_range_is_met_by_a_score_of_the_whole_set_alone(tmp_path, expected, whole, told):
+    problems = [Problem(f"p{i}", ["correct"] * 2 + ["wrong"] * 3) for i in range(4)]
+    folder = evaluations.write(tmp_path / "e", "m", {"aime24": problems},
+                               aime24={"expected": {"": expected}, "whole": whole})  # fmt: skip
+    (one,) = read(folder)[1]
+    assert told in markdown.cell_text(tables._cell(one.tasks["aime24"], ""))
 
 
 def test_parts_stand_beneath_their_benchmark(tmp_path):

@@ -71,7 +71,8 @@ def _task(folder: Path, answers: Any, model: str, name: str, problems: Iterable[
         "name": name, "title": name, "data": [("test.jsonl", 1234, "ab" * 32)], "version": None, "since": None,
         "until": None, "prompt": ["math.box@0123456789ab"], "system": "train@ba9876543210",
         "sampling": {"temperature": 0.7, "max_tokens": 32768}, "seed": 0,
-        "samples": sum(verdicts.values()) // max(count, 1), "problems": count, "skipped": {}, "score": _score(every),
+        "samples": sum(verdicts.values()) // max(count, 1), "limit": None, "problems": count,
+        "whole": True, "prompt_tokens": 1000, "completion_tokens": 2000, "skipped": {}, "score": _score(every),
         "parts": {part: Part(len(listed), _score(listed)) for part, listed in shares.items() if part},
         "pass_at": {1: _score(every)}, "verdicts": dict(verdicts),
         "truncated": verdicts["truncated"] / max(1, sum(verdicts.values())),
@@ -89,7 +90,7 @@ def _sample(problem: Problem, i: int, verdict: str, key: str) -> Sample:
     status = verdict if verdict in ("missing", "truncated") else "finished"
     taken = {"correct": "2", "wrong": "3"}.get(verdict)
     tokens = 0 if verdict == "missing" else problem.tokens(i)
-    return Sample(problem.id, i, problem.part, verdict, "", taken, status, tokens, key)
+    return Sample(problem.id, i, problem.part, verdict, "", taken, problem.gold, status, tokens, key)
 
 
 def _completion(problem: Problem, i: int, sample: Sample) -> Completion:

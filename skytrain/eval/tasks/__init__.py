@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
+from skytrain.errors import UserError
 from skytrain.eval.task import Task
 from skytrain.eval.tasks import aime, amc, gpqa, humaneval, livecodebench, math500, olympiadbench
 from skytrain.eval.tasks import plain as plain_rows
@@ -16,6 +19,13 @@ _ALL = (
     humaneval.TASK,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError` for a name that is nearly a benchmark's, which would be taken for a set of one's own."""
+    near = [one for one in TASKS if one.startswith(f"{name}_")] or get_close_matches(name, TASKS, n=1, cutoff=0.85)
+    if name not in TASKS and near:
+        raise UserError(f"{name}: is {near[0]} meant? Problems of your own need a name that is less like it")
 
 
 def task_of(name: str) -> Task:
