@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 
-import msgspec
 import pytest
+from sums import comparable, problems, settings
 from teacher import Teacher, until
 
 from skytrain.errors import UserError
@@ -40,24 +40,6 @@ def said():
     """One server for all tests that do not count its requests."""
     with Teacher(book=SAID) as server:
         yield server
-
-
-def problems(folder, count=10):
-    path = folder / "sums.jsonl"
-    asked = [{"id": f"p{i}", "question": f"What is {i} + {i}? #{i}#", "answer": str(2 * i)} for i in range(count)]
-    rows = [row | {"domain": "math"} for row in asked]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def settings(folder, url, **given):
-    path = problems(folder) if not (folder / "sums.jsonl").exists() else folder / "sums.jsonl"
-    own = {"model": "m", "server": [url], "out": str(folder / "out"), "samples": 2, "patience": 5.0}
-    return read(None, own | given, [f"sums={path}"])
-
-
-def comparable(results):
-    return {**msgspec.to_builtins(results), "made": None, "servers": None}
 
 
 def test_verdicts_and_scores_are_those_of_the_answers(said, tmp_path):

@@ -230,7 +230,7 @@ def test_kill_9_at_20_moments_of_2000_samples(tmp_path):
     path, out, log = problems(tmp_path, 1000), tmp_path / "out.jsonl", tmp_path / "out.answers.jsonl"
     choose = random.Random(0)
     lines = 0
-    with Teacher(delay=0.01, faults={"500": 0.02, "reset": 0.02}) as teacher:
+    with Teacher(delay=0.03, faults={"500": 0.02, "reset": 0.02}) as teacher:
         words = ["prep", "generate", path, "--out", out, "--samples", 2, "--in-flight", 32]
         words += ["--server", teacher.url, "--model", "m"]
         for _ in range(20):
@@ -467,6 +467,7 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path):
 
 
 def test_lines_tell_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(asking, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(asking, "LINE_SECONDS", 0.05)
     with Teacher(delay=0.2) as teacher:
         generate([problems(tmp_path, 20)], tmp_path / "out.jsonl", model(teacher.url, in_flight=5, prices=(1.0, 1.0)))
