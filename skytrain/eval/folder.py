@@ -124,9 +124,9 @@ def write_items(folder: Path, task: str, rows: list[Row]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def missing_tests(folder: Path, task: str) -> str | None:
+def missing_tests(rows: list[Row]) -> str | None:
     """A file that holds tests of one of the items, and is not there; None where all are."""
-    for row in read_items(folder, task):
+    for row in rows:
         tests = row.get("tests")
         if isinstance(tests, dict) and "file" in tests and not Path(tests["file"]).is_file():
             return tests["file"]
@@ -146,6 +146,5 @@ def loaded_before(folder: Path, before: TaskKept | None, now: TaskSettings, data
         return None
     if any(getattr(before.settings, key) != getattr(now, key) for key in (*WINDOW, "limit")):
         return None
-    if missing_tests(folder, now.name):
-        return None
-    return Loaded(read_items(folder, now.name), before.data, before.skipped, before.notes)
+    rows = read_items(folder, now.name)
+    return None if missing_tests(rows) else Loaded(rows, before.data, before.skipped, before.notes)

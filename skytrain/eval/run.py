@@ -171,14 +171,29 @@ def rescore(folder: Path, *, samples: int | None = None, workers: int | None = N
                 f"--samples {samples}: task {one.name} has {one.samples} of each problem; ask for more first"
             )
         one = msgspec.structs.replace(one, samples=samples or one.samples)
-        if missing := missing_tests(folder, one.name):
-            raise UserError(f"{missing}: is not there, and holds tests of {one.name}; copy the folder as a whole")
         with long_integers():
             loaded = Loaded(read_items(folder, one.name), task.data, task.skipped, task.notes)
+        if missing := missing_tests(loaded.items):
+            raise UserError(f"{missing}: is not there, and holds tests of {one.name}; copy the folder as a whole")
         plans.append(Plan(one, task_of(one.name), model_of(settings, one, texts), task.system, loaded.items, loaded))
     servers = list(result_lines(folder / "servers.jsonl", dict))
     with long_integers(), AnswerLog(folder / "answers.jsonl", Completion) as answers:
+        _check_answers(folder, plans, answers)
         return scored(folder, settings, plans, answers, servers, kept, {}, again=True)
+
+
+def _check_answers(folder: Path, plans: list[Plan], answers: AnswerLog) -> None:
+    """Raises `UserError` where answers that were judged are gone: they would be missing ones, which are wrong."""
+    if not (folder / "results.json").exists():
+        return
+    before = {task.name: task.verdicts.get("missing", 0) for task in Evaluation(folder).results.tasks}
+    for plan in plans:
+        gone = sum(request.key not in answers.statuses for request in _requests([plan]))
+        if gone > before.get(plan.settings.name, gone):
+            raise UserError(
+                f"{answers.path}: lacks answers to {plan.settings.name} that were there ({gone:,}); bring it back, or "
+                "run the evaluation again"
+            )
 
 
 def model_of(settings: Settings, task: TaskSettings, texts: Prompts) -> Model:

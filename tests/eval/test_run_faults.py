@@ -137,6 +137,16 @@ def test_tests_that_were_not_copied_along_are_made_again_or_told(tmp_path):
         assert evaluate(read(None, given, [f"code={path}"])).tasks == made.tasks
 
 
+def test_answers_that_are_gone_are_not_judged_as_missing(said, tmp_path):
+    made = evaluate(settings(tmp_path, said.url))
+    log = tmp_path / "out" / "answers.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-3]))
+    with pytest.raises(UserError, match=r"lacks answers to sums that were there \(3\)"):
+        rescore(tmp_path / "out")
+    assert Evaluation(tmp_path / "out").results == made
+    assert comparable(evaluate(settings(tmp_path, said.url))) == comparable(made)
+
+
 def test_engines_that_differ_between_servers_are_told(tmp_path):
     with Teacher(book=SAID, engine="vllm-1") as one, Teacher(book=SAID, engine="vllm-2") as other:
         (task,) = evaluate(settings(tmp_path, one.url, server=[one.url, other.url])).tasks
