@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,41 @@ class Evaluation:
     def items(self, task: str) -> Iterator[Row]:
         return result_lines(self.folder / "items" / f"{task}.jsonl", dict)
 
-    def answers(self) -> Answers:
-        """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one."""
-        return Answers(self.folder / "answers.jsonl", Completion)
+    def answers(self) -> AbstractContextManager[Texts | dict[str, Any]]:
+        """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one. Empty
+        where there is no file: it is the largest one, and may have been left out of a copy."""
+        path = self.folder / "answers.jsonl"
+        return Texts(path, Completion) if path.exists() else nullcontext({})
+
+
+class Texts(Answers):
+    """Answers as somebody sent them. Unlike our own log, a line may hold half a surrogate pair, and texts that are
+    read have it."""
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.statuses
+
+    def _read(self) -> int:
+        at = 0
+        with open_regular(self.path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                found = self._decoded(number, line)
+                self._places[found.key] = (at, len(line))
+                self.statuses[found.key] = found.status
+                at += len(line)
+        return at
+
+    def _decoded(self, number: int, line: bytes) -> Completion:
+        try:
+            return msgspec.json.decode(line, type=Completion)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            pass
+        try:
+            return msgspec.convert(json.loads(line), Completion)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise UserError(f"{self.path}:{number}: no answer can be read here ({error}); remove the line") from None
 
 
 def _decoded(path: Path, kind: Any) -> Any:
@@ -162,8 +195,11 @@ def result_lines(path: Path, kind: Any) -> Iterator[Any]:
             for number, line in enumerate(file, 1):
                 try:
                     # msgspec reads no whole numbers of many digits, and tests of programs hold some.
-                    yield json.loads(line) if kind is dict else decoder.decode(line)
-                except (ValueError, msgspec.MsgspecError) as error:
+                    found = json.loads(line) if kind is dict else decoder.decode(line)
+                except (ValueError, RecursionError, msgspec.MsgspecError) as error:
                     raise UserError(f"{path}:{number}: cannot be read ({error})") from None
+                if kind is dict and not isinstance(found, dict):
+                    raise UserError(f"{path}:{number}: holds {type(found).__name__}, and a line is an object")
+                yield found
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
