@@ -140,7 +140,7 @@ def warnings(evaluated: list[Evaluated], counts: Counts) -> list[tuple[str, list
 
 
 def pass_rows(evaluated: list[Evaluated]) -> tuple[list[int], list[tuple[str, str, list[Score | None]]]]:
-    """(every k, (task's title, model, score by k)), as the score table is ordered; None where k is above the samples."""
+    """(every k, (title, model, score by k)), in the score table's order; None where k is above the samples."""
     tasks = [(one.tasks[name], one.name) for name in _titles(evaluated) for one in evaluated if name in one.tasks]
     every = sorted({k for task, _ in tasks for k in task.pass_at})
     return every, [(task.title, name, [task.pass_at.get(k) for k in every]) for task, name in tasks]
