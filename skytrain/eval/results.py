@@ -26,6 +26,8 @@ from skytrain.prep.completions import Completion
 from skytrain.prep.stage import Row
 
 FORMAT = 1
+AGAIN = "run the evaluation again"
+"""What mends a folder: answers that were paid for are kept."""
 
 
 class Score(msgspec.Struct, forbid_unknown_fields=True):
@@ -139,10 +141,10 @@ class Evaluation:
             raise UserError(f"{path}: format {self.results.format}, and this version reads {FORMAT}")
 
     def samples(self, task: str) -> Iterator[Sample]:
-        return result_lines(self.folder / "samples" / f"{task}.jsonl", Sample)
+        return result_lines(self.folder / "samples" / f"{task}.jsonl", Sample, f"{AGAIN}, or --rescore it")
 
     def items(self, task: str) -> Iterator[Row]:
-        return result_lines(self.folder / "items" / f"{task}.jsonl", dict)
+        return result_lines(self.folder / "items" / f"{task}.jsonl", dict, AGAIN)
 
     def answers(self) -> AbstractContextManager[Texts | dict[str, Any]]:
         """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one. Empty
@@ -188,7 +190,8 @@ def _decoded(path: Path, kind: Any) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def result_lines(path: Path, kind: Any) -> Iterator[Any]:
+def result_lines(path: Path, kind: Any, advice: str = f"remove it, and {AGAIN}") -> Iterator[Any]:
+    """kind: of each line: a struct, or dict. Raises `UserError` with the advice."""
     decoder = msgspec.json.Decoder(kind)
     try:
         with open_regular(path) as file:
@@ -197,9 +200,9 @@ def result_lines(path: Path, kind: Any) -> Iterator[Any]:
                     # msgspec reads no whole numbers of many digits, and tests of programs hold some.
                     found = json.loads(line) if kind is dict else decoder.decode(line)
                 except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-                    raise UserError(f"{path}:{number}: cannot be read ({error})") from None
+                    raise UserError(f"{path}:{number}: cannot be read ({error}); {advice}") from None
                 if kind is dict and not isinstance(found, dict):
-                    raise UserError(f"{path}:{number}: holds {type(found).__name__}, and a line is an object")
+                    raise UserError(f"{path}:{number}: holds {type(found).__name__}, and a line is an object; {advice}")
                 yield found
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {advice}") from None

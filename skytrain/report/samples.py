@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from skytrain.errors import UserError
-from skytrain.eval.results import Sample, Texts
+from skytrain.eval.results import AGAIN, Sample, Texts
 from skytrain.prep.stage import Row, long_integers
 from skytrain.report.runs import Evaluated
 
@@ -93,12 +93,11 @@ def _check(one: Evaluated, task: str, found: Counted, verdicts: Counter[str]) ->
         path = one.evaluation.folder / kind / f"{task}.jsonl"
         raise UserError(f"{path}: holds {has}, and results.json tells of {expected}; {advice}")
 
-    again = "run the evaluation again"
     if len(found.questions) != told.problems:
-        refuse("items", f"{len(found.questions):,} problems", f"{told.problems:,}", again)
-    again += ", or --rescore it"
+        refuse("items", f"{len(found.questions):,} problems", f"{told.problems:,}", AGAIN)
+    again = f"{AGAIN}, or --rescore it"
     sizes = Counter(map(len, found.right.values()))
-    if sizes != Counter({told.samples: told.problems}):
+    if not sizes or sizes != Counter({told.samples: told.problems}):
         has = f"{verdicts.total():,} samples of {len(found.right):,} problems"
         refuse("samples", has, f"{told.samples:,} of each of {told.problems:,}", again)
     if verdicts != Counter(told.verdicts):
@@ -120,7 +119,7 @@ def _items(one: Evaluated, task: str) -> Iterator[Item]:
             yield msgspec.convert(row, Item)
         except msgspec.ValidationError as error:
             path = one.evaluation.folder / "items" / f"{task}.jsonl"
-            raise UserError(f"{path}:{number}: is no problem ({error}); run the evaluation again") from None
+            raise UserError(f"{path}:{number}: is no problem ({error}); {AGAIN}") from None
 
 
 def _digest(item: Item) -> bytes:

@@ -36,7 +36,11 @@ def again(lines: list[str]) -> list[str]:
         ("samples", lambda lines: [], "holds 0 samples of 0 problems, and results.json tells of 2 of each of 3"),
         ("samples", lambda lines: lines[:-1], "holds 5 samples of 3 problems, and results.json tells of 2 of each"),
         ("samples", again, "holds 6 samples of 3 problems, and results.json tells of 2 of each of 3"),
-        ("samples", lambda lines: [*lines[:-1], lines[-1][:20]], "t.jsonl:6: cannot be read"),
+        (
+            "samples",
+            lambda lines: [*lines[:-1], lines[-1][:20]],
+            "t.jsonl:6: cannot be read (Input data was truncated); run the evaluation again, or --rescore it",
+        ),
         (
             "samples",
             lambda lines: [line.replace('"wrong"', '"correct"') for line in lines],
@@ -63,7 +67,26 @@ def test_files_that_are_not_those_of_the_scores_are_refused(tmp_path, kind, chan
     with pytest.raises(UserError, match=re.escape(says)) as refused:
         report(folder, out=tmp_path / "r.html")
     assert str(refused.value).startswith(str(folder / kind / "t.jsonl"))
+    assert "; run the evaluation again" in str(refused.value)
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("kind", ["items", "samples"])
+def test_a_file_that_is_not_there_is_named(tmp_path, kind):
+    folder = written(tmp_path)
+    (folder / kind / "t.jsonl").unlink()
+    with pytest.raises(UserError, match=rf"{kind}/t.jsonl: cannot be read .*; run the evaluation again"):
+        report(folder, out=tmp_path / "r.html")
+
+
+def test_scores_of_nothing_are_refused(tmp_path):
+    folder = written(tmp_path)
+    for kind in ("items", "samples"):
+        (folder / kind / "t.jsonl").write_text("")
+    tasks = json.loads((folder / "results.json").read_text())["tasks"]
+    changed(folder, tasks=[{**tasks[0], "problems": 0, "verdicts": {}}])
+    with pytest.raises(UserError, match="holds 0 samples of 0 problems"):
+        report(folder, out=tmp_path / "r.html")
 
 
 def test_answers_that_are_not_there_are_told(tmp_path, capsys):
