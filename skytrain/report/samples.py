@@ -117,7 +117,7 @@ def _items(one: Evaluated, task: str) -> Iterator[Item]:
     for number, row in enumerate(one.evaluation.items(task), 1):
         try:
             yield msgspec.convert(row, Item)
-        except msgspec.ValidationError as error:
+        except (ValueError, msgspec.ValidationError) as error:
             path = one.evaluation.folder / "items" / f"{task}.jsonl"
             raise UserError(f"{path}:{number}: is no problem ({error}); {AGAIN}") from None
 
