@@ -58,7 +58,11 @@ def again(lines: list[str]) -> list[str]:
         ("items", lambda lines: [*lines[:2], '"p2"\n'], "t.jsonl:3: holds str"),
         ("items", lambda lines: [*lines[:2], '{"id": 2, "prompt": ""}\n'], "t.jsonl:3: is no problem"),
         ("items", lambda lines: [*lines[:2], '{"id": "p2", "prompt": "", "messages": [1]}\n'], "t.jsonl:3: is no pro"),
-        ("items", lambda lines: [*lines[:2], r'{"id": "p2", "prompt": "", "\ud800": 1}' + "\n"], "t.jsonl:3: is no prob"),
+        (
+            "items",
+            lambda lines: [*lines[:2], r'{"id": "p2", "prompt": "", "\ud800": 1}' + "\n"],
+            "t.jsonl:3: is no prob",
+        ),
         ("items", lambda lines: ["[" * 100_000 + "\n"], "t.jsonl:1: cannot be read"),
     ],
 )
