@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from skytrain.prep.completions import Completion
 from skytrain.prep.stage import Row
 
 FORMAT = 1
+AGAIN = "run the evaluation again"
+"""What mends a folder: answers that were paid for are kept."""
 
 
 class Score(msgspec.Struct, forbid_unknown_fields=True):
@@ -138,14 +141,46 @@ class Evaluation:
             raise UserError(f"{path}: format {self.results.format}, and this version reads {FORMAT}")
 
     def samples(self, task: str) -> Iterator[Sample]:
-        return result_lines(self.folder / "samples" / f"{task}.jsonl", Sample)
+        return result_lines(self.folder / "samples" / f"{task}.jsonl", Sample, f"{AGAIN}, or --rescore it")
 
     def items(self, task: str) -> Iterator[Row]:
-        return result_lines(self.folder / "items" / f"{task}.jsonl", dict)
+        return result_lines(self.folder / "items" / f"{task}.jsonl", dict, AGAIN)
 
-    def answers(self) -> Answers:
-        """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one."""
-        return Answers(self.folder / "answers.jsonl", Completion)
+    def answers(self) -> AbstractContextManager[Texts | dict[str, Any]]:
+        """A context; `get(sample.key)` is the record of `skytrain.prep.completions`, or None for a missing one. Empty
+        where there is no file: it is the largest one, and may have been left out of a copy."""
+        path = self.folder / "answers.jsonl"
+        return Texts(path, Completion) if path.exists() else nullcontext({})
+
+
+class Texts(Answers):
+    """Answers as somebody sent them. Unlike our own log, a line may hold half a surrogate pair, and texts that are
+    read have it."""
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.statuses
+
+    def _read(self) -> int:
+        at = 0
+        with open_regular(self.path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                found = self._decoded(number, line)
+                self._places[found.key] = (at, len(line))
+                self.statuses[found.key] = found.status
+                at += len(line)
+        return at
+
+    def _decoded(self, number: int, line: bytes) -> Completion:
+        try:
+            return msgspec.json.decode(line, type=Completion)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            pass
+        try:
+            return msgspec.convert(json.loads(line), Completion)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise UserError(f"{self.path}:{number}: no answer can be read here ({error}); remove the line") from None
 
 
 def _decoded(path: Path, kind: Any) -> Any:
@@ -155,15 +190,19 @@ def _decoded(path: Path, kind: Any) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def result_lines(path: Path, kind: Any) -> Iterator[Any]:
+def result_lines(path: Path, kind: Any, advice: str = f"remove it, and {AGAIN}") -> Iterator[Any]:
+    """kind: of each line: a struct, or dict. Raises `UserError` with the advice."""
     decoder = msgspec.json.Decoder(kind)
     try:
         with open_regular(path) as file:
             for number, line in enumerate(file, 1):
                 try:
                     # msgspec reads no whole numbers of many digits, and tests of programs hold some.
-                    yield json.loads(line) if kind is dict else decoder.decode(line)
-                except (ValueError, msgspec.MsgspecError) as error:
-                    raise UserError(f"{path}:{number}: cannot be read ({error})") from None
+                    found = json.loads(line) if kind is dict else decoder.decode(line)
+                except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+                    raise UserError(f"{path}:{number}: cannot be read ({error}); {advice}") from None
+                if kind is dict and not isinstance(found, dict):
+                    raise UserError(f"{path}:{number}: holds {type(found).__name__}, and a line is an object; {advice}")
+                yield found
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {advice}") from None

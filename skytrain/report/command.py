@@ -44,10 +44,10 @@ def _write(folders: list[Path], out: Path, overwrite: bool) -> None:
     counts = samples.count(evaluated)
     compared = tables.comparisons(evaluated, counts)
     page.write(out, training, evaluated, counts, compared)
-    text = f"<!-- {page.MARK} -->\n" + markdown.report(training, evaluated, compared)
+    text = f"<!-- {page.MARK} -->\n" + markdown.report(training, evaluated, counts, compared)
     write_atomically(beside, text.encode())
     if evaluated:
-        print(markdown.scores(evaluated))
+        print(markdown.scores(evaluated, counts))
     print(f"written: {out}, {beside}")
 
 

@@ -13,6 +13,9 @@ MOST_POINTS = 1000
 COLORS = 8
 """How many classes the style sheet knows: c0, c1 and so on."""
 
+LARGEST, CLOSEST = 1e300, 1e-300
+"""Larger values are not drawn, and closer ones are one: nothing on the way to a pixel leaves a float's range."""
+
 Point = tuple[float, float | None]
 
 
@@ -44,14 +47,16 @@ class Axis:
 def plot(title: str, series: list[Series], x: str, y: str, *, zero: bool = False, top: float | None = None) -> Markup:
     """A figure with its legend. x, y: the axes' names with units. zero: y begins at 0; else it is logarithmic where
     values are far apart. top: y ends there. Empty where there is no finite point."""
-    kept = [Series(one.name, thinned(one.points), one.color, one.dots) for one in series]
+    kept = [Series(one.name, thinned(_drawable(one.points)), one.color, one.dots) for one in series]
     xs = [px for one in kept for px, py in one.points if py is not None]
     ys = [py for one in kept for _, py in one.points if py is not None]
     if not ys:
         return Markup("")
     across = Axis(*_spread(min(xs), max(xs)), LEFT, WIDTH - RIGHT)
     log = not zero and min(ys) > 0 and max(ys) / min(ys) > 20
-    low, high = (min(ys), max(ys)) if log else _spread(0.0 if zero else min(ys), max(ys) if top is None else top)
+    low, high = min(ys), max(ys)
+    if not log:
+        low, high = _spread(min(0.0, low) if zero else low, (max(0.0, high) if zero else high) if top is None else top)
     up = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
     parts = [_frame(across, up, x), *(_line(one, across, up) for one in kept)]
     legend = Markup("").join(
@@ -65,6 +70,10 @@ def plot(title: str, series: list[Series], x: str, y: str, *, zero: bool = False
         '<figure class="plot"><figcaption>{}<span class="unit">{}{}</span></figcaption><ul class="legend">{}</ul>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>\n'
     ).format(title, y, ", logarithmic" if log else "", legend, WIDTH, HEIGHT, label, Markup("").join(parts))
+
+
+def _drawable(points: list[Point]) -> list[Point]:
+    return [(x, None if y is None or abs(y) > LARGEST else y) for x, y in points]
 
 
 def thinned(points: list[Point]) -> list[Point]:
@@ -87,8 +96,12 @@ def _height(point: Point) -> float:
 
 
 def _spread(low: float, high: float) -> tuple[float, float]:
-    """A little room, where all values are one."""
-    return (low, high) if high > low else (low - abs(low or 1) / 2, high + abs(high or 1) / 2)
+    """A little room, where all values are one, but for rounding."""
+    size = max(abs(low), abs(high))
+    if high - low > max(CLOSEST, 1e-12 * size):
+        return low, high
+    room = size / 2 if size > CLOSEST else 0.5
+    return low - room, high + room
 
 
 def _line(one: Series, across: Axis, up: Axis) -> Markup:
@@ -134,14 +147,15 @@ def _round(low: float, high: float) -> list[float]:
     raw = (high - low) / 7
     unit = 10 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """low, high: logarithms. Powers of ten, and their doubles and fives where there would be few."""
+    """low, high: logarithms. Powers of ten, about eight at most, with their doubles and fives where there are few."""
     factors = (1, 2, 5) if high - low < 3 else (1,)
-    every = [10**power * factor for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
-    return [value for value in every if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+    powers = range(math.floor(low), math.ceil(high) + 1, math.ceil((high - low) / 8) or 1)
+    every = [10.0**power * factor for power in powers for factor in factors]
+    return [value for value in every if value > 0 and low - 1e-9 <= math.log10(value) <= high + 1e-9]
 
 
 def tick(value: float) -> str:

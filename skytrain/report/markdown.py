@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from skytrain.errors import one_line
+from skytrain.eval.results import Score
 from skytrain.report.runs import Evaluated, Training
 from skytrain.report.samples import whole
 from skytrain.report.tables import (
     NONE,
     Cell,
     Comparison,
+    Counts,
     pass_rows,
     planned_rows,
     published,
@@ -19,7 +21,7 @@ from skytrain.report.tables import (
 )
 
 
-def scores(evaluated: list[Evaluated]) -> str:
+def scores(evaluated: list[Evaluated], counts: Counts) -> str:
     """The score table with its notes and warnings; "" where nothing was evaluated."""
     if not evaluated:
         return ""
@@ -34,20 +36,20 @@ def scores(evaluated: list[Evaluated]) -> str:
         ]
         for row in rows
     ]
-    told = [f"Warning: {warning}" for warning in warnings(evaluated)]
+    told = [f"Warning: {of}: {warning}" for of, found in warnings(evaluated, counts) for warning in found]
     lines = "".join(f"\n- {_plain(note)}" for note in [*told, *score_notes(evaluated)])
-    about = "Percent right (95% interval); problems x samples; cut off at the limit of tokens; mean tokens."
+    about = "Percent right (95% interval); problems x samples; cut off at the limit of tokens; missing; mean tokens."
     return f"{table(head, body)}\n{about}\n{lines}\n"
 
 
 def cell_text(cell: Cell | None) -> str:
     if cell is None:
         return NONE
-    score = cell.score
-    parts = [f"{score.mean * 100:.1f} ({score.low * 100:.1f} to {score.high * 100:.1f})"]
-    parts.append(f"{cell.problems:,} x {cell.samples}")
+    parts = [_interval(cell.score), f"{cell.problems:,} x {cell.samples}"]
     if cell.truncated is not None:
         parts.append(f"{cell.truncated:.1%} cut")
+    if cell.missing:
+        parts.append(f"{cell.missing:.1%} missing")
     if cell.tokens is not None:
         parts.append(f"{cell.tokens:,.0f} tokens")
     if cell.expected is not None:
@@ -57,17 +59,21 @@ def cell_text(cell: Cell | None) -> str:
     return "; ".join(parts)
 
 
-def report(training: list[Training], evaluated: list[Evaluated], compared: list[Comparison]) -> str:
+def _interval(score: Score) -> str:
+    return f"{score.mean * 100:.1f} ({score.low * 100:.1f} to {score.high * 100:.1f})"
+
+
+def report(training: list[Training], evaluated: list[Evaluated], counts: Counts, compared: list[Comparison]) -> str:
     """All tables, each under its heading."""
     parts = ["# skytrain report\n"]
     if evaluated:
-        parts.append("## Scores\n\n" + scores(evaluated))
+        parts.append("## Scores\n\n" + scores(evaluated, counts))
     every, rows = pass_rows(evaluated)
     if every:
-        body = [
-            [title, name, *(NONE if s is None else f"{s.mean * 100:.1f}" for s in by_k)] for title, name, by_k in rows
-        ]
-        parts.append("### pass@k, percent\n\n" + table(["benchmark", "model", *(f"k = {k}" for k in every)], body))
+        body = [[title, name, *(NONE if s is None else _interval(s) for s in by_k)] for title, name, by_k in rows]
+        parts.append(
+            "### pass@k, percent (95% interval)\n\n" + table(["benchmark", "model", *(f"k = {k}" for k in every)], body)
+        )
     if compared:
         parts.append("## Did the training help?\n\n" + comparison(compared))
     if training:
@@ -96,7 +102,7 @@ def comparison_notes(c: Comparison) -> list[str]:
     if c.left_out:
         notes.append(f"{c.left_out:,} problems of one of them alone left out")
     if c.changed:
-        notes.append(f"{c.changed:,} problems of one id but with another question left out")
+        notes.append(f"{c.changed:,} problems of one id, but with another question, gold or tests, left out")
     if c.differs:
         notes.append(f"asked differently: {', '.join(c.differs)}")
     return notes

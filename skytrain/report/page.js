@@ -104,7 +104,8 @@
     if (texts.detail) parts.push(...block("detail", texts.detail));
     for (const [role, text] of texts.messages) parts.push(...block(role, text));
     if (texts.thoughts === null && texts.answer === null) {
-      parts.push(element("p", "This sample has no answer: no text is stored.", "quiet"));
+      const why = texts.status === "missing" ? "This sample has no answer." : "Its text is not in answers.jsonl.";
+      parts.push(element("p", why, "quiet"));
     } else {
       if (texts.thoughts) {
         const folded = element("details");

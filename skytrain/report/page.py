@@ -73,8 +73,9 @@ def _pieces(
         mark=MARK, version=__version__, css=Markup(css), script=Markup(script), css_digest=digest(css),
         script_digest=digest(script), training=training, evaluated=evaluated, rows=rows,
         others=tables.published().models if any(v is not None for row in rows for v in row.published) else [],
-        notes=tables.score_notes(evaluated), every=every, passes=passes, compared=compared,
-        facts=tables.training_facts(training), curves=training_curves(training), lengths=lengths(evaluated, counts),
+        warnings=tables.warnings(evaluated, counts), notes=tables.score_notes(evaluated), every=every, passes=passes,
+        compared=compared, facts=tables.training_facts(training), curves=training_curves(training),
+        lengths=lengths(evaluated, counts),
         samples=sum(len(right) for one in counts.values() for right in one.right.values()),
         asked=[(one, task, settings(one, task)) for one in evaluated for task in one.results.tasks],
         packed=packed, tables=tables, markdown=markdown,
@@ -137,7 +138,7 @@ def settings(one: Evaluated, task: Any) -> list[tuple[str, str]]:
         ("version", task.version or tables.NONE),
         ("dates of the problems", window),
         *((f"data: {name}", f"{size:,} bytes, sha256 {sha256}") for name, size, sha256 in task.data),
-        *((f"server {i}", _pairs(server)) for i, server in enumerate(r.servers, 1)),
+        *((f"server {i}", _pairs(_told(server))) for i, server in enumerate(r.servers, 1)),
         ("sandbox", r.sandbox),
         ("tokens of the evaluation", f"{r.prompt_tokens:,} asked, {r.completion_tokens:,} answered"),
         ("money of the evaluation", tables.NONE if r.money is None else f"{r.money:,.2f} USD"),
@@ -145,6 +146,10 @@ def settings(one: Evaluated, task: Any) -> list[tuple[str, str]]:
         ("folder", str(one.evaluation.folder)),
     ]
     return found
+
+
+def _told(server: dict[str, Any]) -> dict[str, Any]:
+    return {key: "not told" if value is None else value for key, value in server.items()}
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections import Counter
@@ -98,6 +99,8 @@ def read(folders: list[Path]) -> tuple[list[Training], list[Evaluated]]:
 
 
 def _is_training(folder: Path) -> bool:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give the folder of a training run or of an evaluation")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a training run or of an evaluation")
     holds = [name for name in ("eval.json", "results.json", "metrics.jsonl", "config.toml") if (folder / name).exists()]
@@ -133,13 +136,19 @@ def _line(text: bytes) -> Line | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and type(line.get("step")) is int else None
+    known = isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < 2**53
+    return line if known else None
 
 
 def _number(value: Any) -> float | None:
     """None for what is no finite number: the trainer writes null, another program may write NaN."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-    return float(value) if known else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _evaluated(found: list[tuple[str, Evaluation]]) -> list[Evaluated]:

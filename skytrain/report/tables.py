@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import tomllib
 from collections import Counter
@@ -48,12 +49,14 @@ def published() -> Published:
 
 @dataclass(frozen=True)
 class Cell:
-    """A model's score. truncated, tokens: None for a part. expected: in percent; met: as `TaskResult.met`."""
+    """A model's score. truncated, missing: shares of the samples; None, as tokens, for a part. expected: in percent;
+    met: as `TaskResult.met`."""
 
     score: Score
     problems: int
     samples: int
     truncated: float | None = None
+    missing: float | None = None
     tokens: float | None = None
     expected: tuple[float, float] | None = None
     met: bool | None = None
@@ -72,14 +75,9 @@ class ScoreRow:
 def score_rows(evaluated: list[Evaluated]) -> list[ScoreRow]:
     """The published benchmarks, if one of them was evaluated, and every other task that was."""
     known = {(row.task, row.part): row for row in published().rows}
-    titles = {row.task: row.title for row in published().rows}
-    ours = {name: task.title for one in evaluated for name, task in one.tasks.items()}
-    if titles.keys() & ours.keys():
-        titles |= ours
-    else:
-        titles = ours
+    ours = {name for one in evaluated for name in one.tasks}
     rows = []
-    for name, title in titles.items():
+    for name, title in _titles(evaluated).items():
         parts = [part for task, part in known if task == name and part]
         parts += [part for one in evaluated if name in one.tasks for part in one.tasks[name].parts]
         whole = [""] if name in ours or (name, "") in known else []
@@ -90,12 +88,20 @@ def score_rows(evaluated: list[Evaluated]) -> list[ScoreRow]:
     return rows
 
 
+def _titles(evaluated: list[Evaluated]) -> dict[str, str]:
+    """By the task's name, in the order of the table."""
+    titles = {row.task: row.title for row in published().rows}
+    ours = {name: task.title for one in evaluated for name, task in one.tasks.items()}
+    return titles | ours if titles.keys() & ours.keys() else ours
+
+
 def _cell(task: TaskResult | None, part: str) -> Cell | None:
     if task is None or (part and part not in task.parts):
         return None
     expected, met = task.expected.get(part), task.met(part)
     if not part:
-        return Cell(task.score, task.problems, task.samples, task.truncated, task.tokens, expected, met)
+        missing = task.verdicts.get("missing", 0) / (task.problems * task.samples)
+        return Cell(task.score, task.problems, task.samples, task.truncated, missing, task.tokens, expected, met)
     found: Part = task.parts[part]
     return Cell(found.score, found.problems, task.samples, expected=expected, met=met)
 
@@ -120,28 +126,31 @@ def score_notes(evaluated: list[Evaluated]) -> list[str]:
     return notes
 
 
-def warnings(evaluated: list[Evaluated]) -> list[str]:
-    return [
-        f"{one.name}, {task.title}: {warning}"
-        for one in evaluated
-        for task in one.tasks.values()
-        for warning in task.warnings
-    ]
+def warnings(evaluated: list[Evaluated], counts: Counts) -> list[tuple[str, list[str]]]:
+    """(model and task, what has to be known of it), where there is something."""
+    found = []
+    for one in evaluated:
+        for name, task in one.tasks.items():
+            told = list(task.warnings)
+            if lost := counts[one.name, name].lost:
+                told.append(f"the texts of {lost:,} samples are not shown: they are not in the folder's answers.jsonl")
+            if told:
+                found.append((f"{one.name}, {task.title}", told))
+    return found
 
 
 def pass_rows(evaluated: list[Evaluated]) -> tuple[list[int], list[tuple[str, str, list[Score | None]]]]:
-    """(every k, (task's title, model, score by k)); None where k is more than the samples."""
-    tasks = [(task, one.name) for one in evaluated for task in one.tasks.values() if task.pass_at]
+    """(every k, (title, model, score by k)), in the score table's order; None where k is above the samples."""
+    tasks = [(one.tasks[name], one.name) for name in _titles(evaluated) for one in evaluated if name in one.tasks]
     every = sorted({k for task, _ in tasks for k in task.pass_at})
-    tasks.sort(key=lambda pair: pair[0].title)
     return every, [(task.title, name, [task.pass_at.get(k) for k in every]) for task, name in tasks]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Of two models on the problems of a task that both were asked. score: b less a, in shares of 1; None where no
-    problem is common. left_out: problems of one model alone; changed: of one id, but with different questions.
-    differs: how the two were asked differently."""
+    problem is common. left_out: problems of one model alone; changed: of one id, but with another question, gold or
+    tests. differs: how the two were asked differently."""
 
     task: str
     a: str
@@ -184,13 +193,22 @@ def _compared(a: Evaluated, b: Evaluated, name: str, of_a: Counted, of_b: Counte
         task=a.tasks[name].title, a=a.name, b=b.name, score=score, problems=len(same),
         better=sum(gain > 0 for gain in gains), worse=sum(gain < 0 for gain in gains),
         left_out=len(of_a.right.keys() ^ of_b.right.keys()), changed=len(both) - len(same),
-        differs=_differs(a.tasks[name], b.tasks[name]),
+        differs=_differs(a, b, name),
     )  # fmt: skip
 
 
-def _differs(a: TaskResult, b: TaskResult) -> list[str]:
-    keys = ("prompt", "system", "sampling", "samples")
-    return [key for key in keys if getattr(a, key) != getattr(b, key)]
+def _differs(a: Evaluated, b: Evaluated, name: str) -> list[str]:
+    """What two scores depend on and do not share; of the servers what both evaluations were told."""
+    keys = ("prompt", "system", "sampling", "samples", "seed", "version", "since", "until")
+    found = [key for key in keys if getattr(a.tasks[name], key) != getattr(b.tasks[name], key)]
+    digests = [sorted(sha256 for _, _, sha256 in one.tasks[name].data) for one in (a, b)]
+    found += ["data"] if digests[0] != digests[1] else []
+    found += ["sandbox"] if a.results.sandbox != b.results.sandbox else []
+    for key in ("engine", "version", "dtype"):
+        told = [{str(row[key]) for row in one.results.servers if row.get(key) is not None} for one in (a, b)]
+        if all(told) and told[0] != told[1]:
+            found.append(f"{key} of the servers")
+    return found
 
 
 def training_facts(runs: list[Training]) -> list[tuple[str, list[str]]]:
@@ -231,6 +249,8 @@ def state(run: Training) -> str:
 
 
 def clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return NONE
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -120,6 +120,43 @@ def test_all_is_visible_and_nothing_is_complained_of(browser, tmp_path, scheme, 
     assert requests(browser) == []
 
 
+PIECES = """
+const broken = [];
+for (const cell of document.querySelectorAll("thead th.other[scope=col]")) {
+  const text = cell.firstChild, words = text.textContent.split(/(?<=-)/);
+  let at = 0;
+  for (const word of words) {
+    const range = document.createRange();
+    range.setStart(text, at);
+    range.setEnd(text, at += word.length);
+    const tops = new Set([...range.getClientRects()].map((box) => box.top));
+    if (tops.size !== 1) broken.push(word);
+  }
+}
+return broken;
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 1024, 400])
+def test_names_of_published_columns_break_at_hyphens_alone(browser, tmp_path, width):
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    show(browser, tmp_path, *small(tmp_path))
+    assert len(browser.find_elements(By.CSS_SELECTOR, "thead th.other[scope=col]")) == 4
+    assert browser.execute_script(PIECES) == []
+
+
+def test_a_sample_whose_text_was_left_out_says_so(browser, tmp_path):
+    folder = evaluations.write(tmp_path / "e", "m", {"t": [Problem("p", ["correct"])]})
+    (folder / "answers.jsonl").unlink()
+    show(browser, tmp_path, folder)
+    assert "the texts of 1 samples are not shown" in browser.find_element(By.CLASS_NAME, "warning").text
+    browser.find_element(By.CLASS_NAME, "row").click()
+    wait(browser, lambda: opened(browser) == "0")
+    assert "Its text is not in answers.jsonl." in browser.find_element(By.ID, "sample").text
+    assert complaints(browser) == []
+
+
 def test_a_page_of_training_alone_needs_no_script(browser, tmp_path):
     show(browser, tmp_path, evaluations.write_training(tmp_path / "run"))
     assert len(browser.find_elements(By.CSS_SELECTOR, "figure svg")) == 4

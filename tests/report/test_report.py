@@ -11,7 +11,7 @@ import sys
 
 import evaluations
 import pytest
-from evaluations import Problem
+from evaluations import Problem, changed, read, report
 
 from skytrain import cli
 from skytrain.errors import UserError
@@ -21,27 +21,10 @@ from skytrain.report.curves import MOST_POINTS, Series, plot, thinned
 RIGHT, WRONG = ["correct"] * 4, ["wrong"] * 4
 
 
-def report(*folders, out, overwrite=False) -> int:
-    parsed = cli.parse(["report", *map(str, folders), "--out", str(out), *(["--overwrite"] if overwrite else [])])
-    return parsed.run(parsed)
-
-
 def refused(*folders, out, says: str, **options) -> None:
     with pytest.raises(UserError, match=says):
         report(*folders, out=out, **options)
     assert not out.is_file() or not out.read_text().startswith("<!doctype"), "written, although it was refused"
-
-
-def read(*folders):
-    training, evaluated = runs.read(list(folders))
-    return training, evaluated, samples.count(evaluated)
-
-
-def compared(tmp_path, a: list[Problem], b: list[Problem]) -> tables.Comparison:
-    folders = [evaluations.write(tmp_path / name, name, {"aime24": given}) for name, given in (("a", a), ("b", b))]
-    _, evaluated, counts = read(*folders)
-    (found,) = tables.comparisons(evaluated, counts)
-    return found
 
 
 # Scores
@@ -55,8 +38,8 @@ def test_scores_stand_beside_the_published_ones(tmp_path, capsys):
     )  # fmt: skip
     assert report(folder, out=tmp_path / "r.html") == 0
     printed = capsys.readouterr().out
-    # 12 of 30 right; the interval reaches 44.0. Of 120 samples 18 were cut off.
-    ours = "40.0 (36.0 to 44.0); 30 x 4; 15.0% cut; 112 tokens; expected 43.9 to 50: met"
+    # 12 of 30 right; the interval reaches 44.0, and the score does not. Of 120 samples 18 were cut off, 18 are missing.
+    ours = "40.0 (36.0 to 44.0); 30 x 4; 15.0% cut; 15.0% missing; 112 tokens; expected 43.9 to 50: NOT met"
     assert f"| AIME 2024 | {ours} | 43.3 | 16.7 | 50.0 | 40.0 |" in printed
     assert "| MATH500 | – | 82.4 | 76.2 | 85.4 | 81.4 |" in printed
     assert "| LiveCodeBench hard | – | 17.9 | 9.8 | 17.1 | 16.3 |" in printed
@@ -64,7 +47,13 @@ def test_scores_stand_beside_the_published_ones(tmp_path, capsys):
     assert "Warning: ours, AIME 2024: no thoughts found" in printed
     assert printed.split("\nwritten")[0].strip() in (tmp_path / "r.md").read_text()
     html = (tmp_path / "r.html").read_text()
-    for text in ('<strong class="score">40.0</strong>', "36.0 to 44.0", "15.0% cut off", "no thoughts found", "met"):
+    for text in (
+        '<strong class="score">40.0</strong>',
+        "36.0 to 44.0",
+        "15.0% cut off · 15.0% missing",
+        "no thoughts found",
+        ": not met",
+    ):
         assert text in html
 
 
@@ -111,53 +100,25 @@ def test_pass_at_k_leaves_out_what_a_model_has_not(tmp_path):
     b = evaluations.write(tmp_path / "b", "b", {"t": [Problem("p", RIGHT)]}, t={"pass_at": {1: score}})
     _, evaluated, _ = read(a, b)
     assert tables.pass_rows(evaluated) == ([1, 4], [("t", "a", [score, score]), ("t", "b", [score, None])])
+    report(a, b, out=tmp_path / "r.html")
+    assert (
+        "| t | a | 50.0 (40.0 to 60.0) | 50.0 (40.0 to 60.0) |\n| t | b | 50.0 (40.0 to 60.0) | – |"
+        in (tmp_path / "r.md").read_text()
+    )
 
 
-# Models compared
+def test_pass_at_k_stands_in_the_order_of_the_scores(tmp_path):
+    tasks = {name: [Problem("p", RIGHT)] for name in ("zeta", "alpha", "aime24", "math500")}
+    _, evaluated, _ = read(evaluations.write(tmp_path / "e", "m", tasks))
+    scored = [row.title for row in tables.score_rows(evaluated) if row.ours != [None]]
+    assert [title for title, *_ in tables.pass_rows(evaluated)[1]] == scored == ["math500", "aime24", "zeta", "alpha"]
 
 
-def test_two_models_on_the_same_problems(tmp_path):
-    a = [Problem("better", WRONG), Problem("worse", RIGHT), Problem("same", RIGHT), Problem("half", WRONG)]
-    b = [
-        Problem("same", RIGHT),
-        Problem("half", ["correct", "wrong"] * 2),
-        Problem("better", RIGHT),
-        Problem("worse", WRONG),
-    ]
-    found = compared(tmp_path, a, b)
-    # Differences 1, -1, 0 and 0.5: mean 0.125, standard error 0.8539 / 2, Student's t of 3 degrees 3.182.
-    assert (found.problems, found.better, found.worse) == (4, 2, 1)
-    assert found.score.mean == pytest.approx(0.125)
-    assert found.score.high == pytest.approx(min(1, 0.125 + 3.182 * 0.85391 / 2), abs=0.01)
-    assert found.verdict == "no difference shown"
-    assert (found.left_out, found.changed, found.differs) == (0, 0, [])
-
-
-def test_a_clear_gain_is_called_better(tmp_path):
-    found = compared(tmp_path, [Problem(f"{i}", WRONG) for i in range(9)], [Problem(f"{i}", RIGHT) for i in range(9)])
-    assert (found.verdict, found.score.mean) == ("better", 1.0)
-
-
-def test_problems_that_are_not_the_same_are_left_out_and_told(tmp_path):
-    a = [Problem("same", WRONG), Problem("changed", WRONG, question="old"), Problem("only a", RIGHT)]
-    b = [Problem("same", RIGHT), Problem("changed", RIGHT, question="new"), Problem("only b", RIGHT)]
-    found = compared(tmp_path, a, b)
-    assert (found.problems, found.better, found.left_out, found.changed) == (1, 1, 2, 1)
-    text = "; ".join(markdown.comparison_notes(found))
-    assert "2 problems of one of them alone left out" in text and "1 problems of one id" in text
-
-
-def test_no_problem_in_common(tmp_path):
-    found = compared(tmp_path, [Problem("a", RIGHT)], [Problem("b", RIGHT)])
-    assert (found.score, found.verdict, markdown.difference(found)) == (None, "no common problem", "–")
-
-
-def test_other_settings_are_told(tmp_path):
-    a = evaluations.write(tmp_path / "a", "a", {"t": [Problem("p", RIGHT)]})
-    b = evaluations.write(tmp_path / "b", "b", {"t": [Problem("p", RIGHT)]}, t={"system": "none"})
-    _, evaluated, counts = read(a, b)
-    (found,) = tables.comparisons(evaluated, counts)
-    assert markdown.comparison_notes(found) == ["asked differently: system"]
+def test_what_a_server_does_not_tell_is_not_told(tmp_path):
+    folder = evaluations.write(tmp_path / "e", "m", {"t": [Problem("p", RIGHT)]})
+    changed(folder, servers=[{"server": "http://gpu:8000/v1", "engine": "vllm", "dtype": None}])
+    report(folder, out=tmp_path / "r.html")
+    assert "server http://gpu:8000/v1, engine vllm, dtype not told" in (tmp_path / "r.html").read_text()
 
 
 # Length and accuracy
@@ -311,6 +272,8 @@ def test_no_runs(capsys):
 def test_folders_that_cannot_be_reported_on(tmp_path):
     out = tmp_path / "r.html"
     refused(tmp_path / "none", out=out, says="none: no such folder")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", out=out, says="file: is a file; give the folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", out=out, says="holds neither metrics.jsonl")
     folder = evaluations.write(tmp_path / "e", "m", {"t": [Problem("p", RIGHT)]})

@@ -6,15 +6,16 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from skytrain import config
+from skytrain import cli, config
 from skytrain.eval.results import FORMAT, Part, Results, Sample, Score, TaskResult
 from skytrain.prep.completions import Completion
+from skytrain.report import runs, samples
 
 SYSTEM = "Think first, then answer."
 
@@ -31,6 +32,8 @@ class Problem:
     thoughts: str | None = "One and one are two."
     answer: Callable[[int], str] = lambda sample: f"Sample {sample}: \\boxed{{2}}"
     tokens: Callable[[int], int] = lambda sample: 100 + 10 * sample
+    item: dict[str, Any] = field(default_factory=dict)
+    """More of its line in items/TASK.jsonl."""
 
 
 def write(folder: Path, model: str, tasks: dict[str, Iterable[Problem]], **changed: dict[str, Any]) -> Path:
@@ -56,7 +59,7 @@ def _task(folder: Path, answers: Any, model: str, name: str, problems: Iterable[
             count += 1
             messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.question}]
             row = {"id": problem.id, "prompt": problem.question, "gold": problem.gold, "domain": "math"}
-            items.write(json.dumps({**row, "part": problem.part, "messages": messages}) + "\n")
+            items.write(json.dumps({**row, "part": problem.part, "messages": messages, **problem.item}) + "\n")
             shares.setdefault(problem.part, []).append(problem.verdicts.count("correct") / len(problem.verdicts))
             for i, verdict in enumerate(problem.verdicts):
                 key = f"{model}/{name}/{problem.id}/{i}"
@@ -124,4 +127,21 @@ def write_training(folder: Path, steps: int = 20, of: int = 20, **changes: Calla
         measured = {"measured_peak_memory_gib": 70.5, "measured_step_s": 10.0, "measured_tokens_per_s": 40_500.0}
         lines.append({"step": of, **planned, **measured})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def report(*folders, out, overwrite=False) -> int:
+    parsed = cli.parse(["report", *map(str, folders), "--out", str(out), *(["--overwrite"] if overwrite else [])])
+    return parsed.run(parsed)
+
+
+def read(*folders):
+    training, evaluated = runs.read(list(folders))
+    return training, evaluated, samples.count(evaluated)
+
+
+def changed(folder: Path, **fields: Any) -> Path:
+    """results.json with other fields."""
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     return folder
