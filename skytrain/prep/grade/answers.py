@@ -33,7 +33,7 @@ def grade_math(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
     answer = answer_of(response)
     if answer is None:
         return "no_answer"
-    answer = answer.strip().strip("$").strip()
+    answer = re.sub(r"^(\*\*?)([^*]+)\1$", r"\2", answer.strip()).strip().strip("$").strip()
     exact, given = number(gold.strip("$")), number(answer)
     if exact is not None and given is not None:
         return "correct" if exact == given else "wrong"
