@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 from skytrain.prep.grade import workers
@@ -39,8 +41,18 @@ def grade_math(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
         return "correct" if exact == given else "wrong"
     if len(answer) > LONGEST:
         return "wrong"
+    return _asked([gold, answer], seconds)
+
+
+def grade_near(answer: str, gold: str, tolerances: Sequence[Fraction], seconds: float = SECONDS) -> Verdict:
+    """The verdict on an answer, as `answer_of` finds it, that may be off by this much: one tolerance for all of its
+    numbers, or one for each member of the gold."""
+    return _asked([gold, answer, *map(str, tolerances)], seconds)
+
+
+def _asked(message: list[str], seconds: float) -> Verdict:
     try:
-        return workers.shared().ask([gold, answer], seconds)
+        return workers.shared().ask(message, seconds)
     except TimeoutError:
         return "timeout"
     except workers.Died:
