@@ -80,6 +80,18 @@ def test_different_answers(gold, answer):
     assert grade_math(rf"\boxed{{{answer}}}", gold) == "wrong"
 
 
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "(10^9)!", "2^{1000000000}", "-2^{20!}", "10^{10^{10}}"])
+def test_what_is_larger_than_every_number_is_wrong_at_once(answer):
+    assert grade_math(rf"\boxed{{{answer}}}", "5") == "wrong"
+
+
+@pytest.mark.parametrize(
+    "gold, answer", [("1", "1^{10^{9}}"), ("256", "2^{2^{3}}"), ("720", "(3!)!"), ("512", "2^{3^2}")]
+)
+def test_towers_that_are_small_are_numbers(gold, answer):
+    assert grade_math(rf"\boxed{{{answer}}}", gold) == "correct"
+
+
 @pytest.mark.parametrize(
     "held",
     [

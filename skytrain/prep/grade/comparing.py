@@ -21,7 +21,7 @@ from skytrain.prep.grade.forms import (
     readings,
 )
 from skytrain.prep.grade.latex import clean
-from skytrain.prep.grade.numbers import number
+from skytrain.prep.grade.numbers import beyond, number
 from skytrain.prep.grade.symbols import Unparsed
 from skytrain.prep.grade.wording import is_word, plain, words, wordy
 
@@ -205,6 +205,8 @@ def _values(gold: Value, answer: Value) -> bool:
         if gold.unit == "%":
             return other == one if answer.unit == "%" else other in (one, one / 100)
         return one == (other / 100 if answer.unit == "%" else other)
+    if one is not None and beyond(plain(answer.text)):
+        return False
     if re.fullmatch(r"[A-Z]{2,}", gold.text):  # Corners, and no product.
         return False
     # "stop" and "pots" are one product of letters.
