@@ -88,6 +88,11 @@ AIME_FORMS = {
     "numbered": {"problem_idx": 4, "problem": "Which?", "answer": 31, "problem_type": ["Algebra"]},
     "degrees": {"problem": "Which angle?", "answer": "31^\\circ", "id": "4"},
     "a float": {"problem": "Which?", "answer": 31.0, "id": "4"},
+    "inline": {"problem": "Which?", "answer": "\\(31\\)"},
+    "in a box": {"problem": "Which?", "answer": "$\\boxed{31}$."},
+    "in a box, degrees": {"problem": "Which?", "answer": "\\boxed{31^{\\circ}}"},
+    "a dot": {"problem": "Which?", "answer": "31."},
+    "a sign": {"problem": "Which?", "answer": "+31"},
 }
 
 
@@ -100,7 +105,24 @@ def test_forms_of_aime(tmp_path, row):
         assert share("aime24", [found], [response]) == right
 
 
-@pytest.mark.parametrize("answer", ["-3", "1000", "31 or 32", "\\frac{31}{2}", 31.5, True, "", [31]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "-3",
+        "1000",
+        "31 or 32",
+        "3.1",
+        "+-3",
+        "\\boxed{31",
+        "\\boxed{1000}",
+        "\\boxed{3}1",
+        "\\frac{31}{2}",
+        31.5,
+        True,
+        "",
+        [31],
+    ],
+)
 def test_answers_that_are_none_of_aime(tmp_path, answer):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: .*0 to 999"):
         item(tmp_path, "aime24", {"problem": "Which?", "answer": answer})
@@ -185,6 +207,16 @@ def test_choices_with_an_answer(tmp_path, answer, name):
     row = choices(answer)
     found = item(tmp_path, "gpqa_diamond", {**row, name: row.pop("choices")})
     assert letters_of(found)[found["gold"]] == "blue" and found["part"] is None
+
+
+def test_choices_that_are_numbers_are_text(tmp_path):
+    row = gpqa(**{"Correct Answer": 0, "Incorrect Answer 1": 1.5, "High-level domain": " Physics\n"})
+    found = item(tmp_path, "gpqa_diamond", row)
+    assert letters_of(found)[found["gold"]] == "0" and "1.5" in letters_of(found).values()
+    assert found["part"] == "Physics"
+    assert item(tmp_path, "gpqa_diamond", gpqa(**{"High-level domain": " "}))["part"] is None
+    with pytest.raises(UserError, match="texts or numbers"):
+        item(tmp_path, "gpqa_diamond", gpqa(**{"Correct Answer": True}))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +326,34 @@ def test_several_answers_of_olympiadbench_are_unordered(tmp_path):
         ("$1$, $2$", "1e-1", "1.05, 1.5", 0),
         ("$1$, $20$", "1e-1,1", "1.05, 20.5", 1),
         ("$1$, $20$", "1e-1,1", "1.5, 20.5", 0),
+        ("$1.5$ cm", "1e-1", "1.55\\text{ m}", 0),
+        ("$x=1.5$", "1e-1", "y=1.55", 0),
+        ("$x=1.5$", "1e-1", "x\\ne 1.5", 0),
+        ("$\\sqrt{2}$", "1e-2", "1.414", 1),
+        ("$\\sqrt{2}$", "1e-2", "1.43", 0),
+        ("$6.283$", "1e-2", "2\\pi", 1),
+        ("$2\\pi$", "1e-2", "6.3", 0),
+        ("$2\\pi$", "1e-2", "6.28", 1),
+        ("$\\frac{3+\\sqrt5}{2}$", "1e-2", "2.618", 1),
+        ("$\\frac{3+\\sqrt5}{2}$", "1e-2", "2.64", 0),
+        ("$e$", "1e-2", "2.718", 1),
+        ("$e$", "1e-2", "2.7", 0),
+        ("$1.414$", "1e-2", "\\sqrt{-2}", 0),
+        ("$2a$", "1e-2", "2a+0.001", 0),
+        ("$(1,\\sqrt2)$", "1e-2", "(1.001, 1.41)", 1),
+        ("$(1,\\sqrt2)$", "1e-2", "(1.41, 1)", 0),
+        ("$(1,\\sqrt2)$", "1e-2", "1, 1.41", 0),
+        ("$[1,\\sqrt2)$", "1e-2", "[1, 1.41)", 1),
+        ("$[1,\\sqrt2)$", "1e-2", "(1, 1.41)", 0),
+        ("$[\\sqrt2,\\infty)$", "1e-2", "x \\ge 1.41", 1),
+        ("$[\\sqrt2,\\infty)$", "1e-2", "x > 1.41", 0),
+        ("$1$, $\\sqrt2$", "1e-2", "\\{1.41, 1\\}", 1),
+        ("$1$, $\\sqrt2$", "1e-2", "1.41, 1.41", 0),
+        ("$(1,\\sqrt2)$, $(2,3)$", "1e-2", "(2,3), (1,1.41)", 1),
+        ("$(1,\\sqrt2)$, $(2,3)$", "1e-2", "(2,3), (2,3)", 0),
+        ("$\\sqrt{2}$", None, "1.414", 0),
+        ("$1$, $\\pm\\sqrt2$", "1e-2", "-1.41, 1, 1.41", 1),
+        ("$\\sqrt{2}$", "1e-2", "9^{9^{9^{9}}}", 0),
         ("$1.5$", "1e-1", "(" * 5000 + "1.5" + ")" * 5000, 0),
     ],
 )
@@ -373,6 +433,37 @@ def test_human_evals_bodies_shuffled_score_nothing(tmp_path):
 def test_answers_to_human_eval(tmp_path, answer, verdict):
     row = next(row for row in HUMAN_EVAL if row["entry_point"] == "strlen")
     found = TASKS["humaneval"].judge(item(tmp_path, "humaneval", row), block(answer), "bubblewrap")
+    assert found.verdict == verdict
+
+
+STRLEN = "def strlen(string):\n    return len(string)\n"
+TWICE = STRLEN.replace("return ", "return 2 * ")
+EXAMPLE = "print(strlen('abc'))\n"
+
+
+@pytest.mark.parametrize(
+    "response, verdict",
+    [
+        (block(STRLEN) + "\nExample usage:\n" + block(EXAMPLE), "correct"),
+        (block("import math\n") + block(STRLEN) + block("import sys\n"), "correct"),
+        (block(TWICE) + block(STRLEN), "correct"),
+        (block(STRLEN) + block(TWICE), "wrong"),
+        (block(STRLEN).replace("python", "") + block(EXAMPLE), "correct"),
+        (block(STRLEN) + block("3\n").replace("python", ""), "correct"),
+        (block(STRLEN).rstrip("\n"), "correct"),
+        (block("return len(string)\n") + block("3\n").replace("python", ""), "correct"),
+        (STRLEN, "correct"),
+        (f"<think>Hm.</think>\n\nimport math\n\n{STRLEN}", "correct"),
+        (TWICE, "wrong"),
+        (STRLEN.replace("strlen", "length"), "no_answer"),
+        (f"Here it is:\n{STRLEN}", "no_answer"),
+        (f"```python\n{STRLEN}", "no_answer"),
+        ("from the text, I see\n" + STRLEN, "no_answer"),
+    ],
+)
+def test_which_part_of_a_response_to_human_eval_is_its_program(tmp_path, response, verdict):
+    row = next(row for row in HUMAN_EVAL if row["entry_point"] == "strlen")
+    found = TASKS["humaneval"].judge(item(tmp_path, "humaneval", row), response, "bubblewrap")
     assert found.verdict == verdict
 
 

@@ -130,6 +130,12 @@ def test_the_program_is_the_last_closed_block_of_python():
     assert program_of("```python\nhalf") is None
     assert program_of("```python\n\n```") is None
     assert program_of("print(1)") is None
+    # What a program prints, or reads, may stand in a block without a mark; marks decide, wherever one is.
+    assert program_of("```python\na\n```\nIt prints\n```\n3\n```") == "a\n"
+    assert program_of("```\n3\n```\n```Py\na\n```\n```\n4\n```") == "a\n"
+    assert program_of("```\na\n```\n```\nb\n```") == "b\n"
+    assert program_of("```python\nhalf\n\n~~~\na\n~~~") is None
+    assert program_of("```\na\n```\n```python\nhalf") == "a\n"
 
 
 def test_a_solution_has_its_box_or_its_one_block():

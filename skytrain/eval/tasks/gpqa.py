@@ -46,6 +46,7 @@ def read(row: Row) -> Row:
     order = sorted(range(len(choices)), key=lambda i: hashlib.sha256(f"{question}\0{choices[i]}".encode()).digest())
     prompt, gold = with_choices(question, [choices[i] for i in order], order.index(right))
     part = field(row, "High-level domain", "domain")
+    part = (part.strip() or None) if isinstance(part, str) else part
     if part is not None and part not in PARTS:
         raise Malformed(f"'High-level domain' must be one of {', '.join(PARTS)}, not {part!r}")
     return problem(
@@ -60,12 +61,14 @@ def read(row: Row) -> Row:
 
 
 def _stripped(choices: Any) -> list[str]:
-    """Null is an empty choice."""
-    if not isinstance(choices, list) or not all(isinstance(choice, str | None) for choice in choices):
-        raise Malformed("the choices must be a list of texts")
+    """Null is an empty choice, and a number its text."""
+    if not isinstance(choices, list) or not all(
+        isinstance(choice, str | int | float | None) and not isinstance(choice, bool) for choice in choices
+    ):
+        raise Malformed("the choices must be a list of texts or numbers")
     if not 2 <= len(choices) <= 26:
         raise Malformed(f"there must be 2 to 26 choices, not {len(choices)}")
-    return [(choice or "").strip() for choice in choices]
+    return ["" if choice is None else str(choice).strip() for choice in choices]
 
 
 def _index(answer: Any, choices: list[str]) -> int:

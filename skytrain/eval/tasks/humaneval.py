@@ -6,7 +6,7 @@ r'''HumanEval: 164 functions of Python to complete. A row of openai/openai_human
      "test": "\n\nMETADATA = {...}\n\n\ndef check(candidate):\n    assert candidate('') == 0\n ..."}
 
 Models answer with the whole function, often without what stands around it in the prompt, or with its body alone; both
-are run with what the prompt gives.
+are run with what the prompt gives. Blocks that show how the function is used, or what it imports, may stand around it.
 '''
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from skytrain.eval.task import Task
 from skytrain.eval.tasks.published import want
 from skytrain.prep import code_formats
 from skytrain.prep.grade.extract import solution_of
-from skytrain.prep.grade.fences import program_of
+from skytrain.prep.grade.fences import blocks, programs_of
 from skytrain.prep.problems import Malformed
 from skytrain.prep.stage import Row
 
 _FUTURE = re.compile(r"(?m)^from[ \t]+__future__[ \t]+import[ \t].*\n?")
 _IMPORT = re.compile(r"(?m)^[ \t]+((?:import|from[ \t]+[\w.]+[ \t]+import)[ \t]+\w[\w., \t]*)$")
+
+_BEGINS = re.compile(r"\s*(?:import|from[ \t]+[\w.]+[ \t]+import)[ \t]+\w")
 
 
 def read(row: Row) -> Row:
@@ -36,14 +38,31 @@ def read(row: Row) -> Row:
 
 
 def judge(row: Row, response: str, sandbox: str) -> Judgement:
-    answer = program_of(solution_of(response) or "")
-    return run(answer and completed(answer, row["starter"], row["tests"]["entry_point"]), row, sandbox)
+    name = row["tests"]["entry_point"]
+    answer = answered(solution_of(response) or "", name)
+    return run(answer and completed(answer, row["starter"], name), row, sandbox)
+
+
+def answered(solution: str, name: str) -> str | None:
+    """The last block that defines the function, else the last one. Without any fence, the text itself where it begins
+    as a program and defines the function; None where there is nothing of the kind."""
+    found = programs_of(solution)
+    defining = [code for code in found if _defines(code, name)]
+    if found:
+        return (defining or found)[-1]
+    begins = _BEGINS.match(solution) or re.match(rf"\s*def[ \t]+{re.escape(name)}[ \t]*\(", solution)
+    bare = begins and _defines(solution, name) and not blocks(solution)
+    return solution.strip("\n") + "\n" if bare else None
+
+
+def _defines(source: str, name: str) -> bool:
+    return _start(source, name) is not None or re.search(rf"(?m)^{re.escape(name)}[ \t]*[:=]", source) is not None
 
 
 def completed(answer: str, prompt: str, name: str) -> str:
     """The program to be checked: what stands around the function in the prompt, and then the answer; or the prompt with
     the answer for the function's body, where the answer has no function of this name."""
-    if _start(answer, name) is None and not re.search(rf"(?m)^{re.escape(name)}[ \t]*[:=]", answer):
+    if not _defines(answer, name):
         return prompt.rstrip("\n") + "\n" + textwrap.indent(answer, "    ")
     start = _start(prompt, name)
     # An import within the function serves its body, which a whole function may have left out.

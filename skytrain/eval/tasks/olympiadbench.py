@@ -20,10 +20,8 @@ from skytrain.eval.judge import Judgement
 from skytrain.eval.task import Skip, Task
 from skytrain.eval.tasks.published import text_of, want
 from skytrain.prep.fields import optional_text, problem
-from skytrain.prep.grade.forms import Unordered, Value, readings
-from skytrain.prep.grade.latex import clean
+from skytrain.prep.grade import grade_near
 from skytrain.prep.grade.numbers import number
-from skytrain.prep.grade.wording import plain
 from skytrain.prep.problems import Malformed
 from skytrain.prep.stage import Row
 
@@ -87,48 +85,19 @@ def _solution(value: Any) -> str | None:
 
 
 def judge(row: Row, response: str, sandbox: str) -> Judgement:
-    """Where the row has an `error`, numbers that are off by no more are right as well."""
+    """Where the row has an `error`, numbers that are off by no more are right as well; so are
+    expressions that are numbers, and tuples, intervals and lists of them."""
     found = judging.judge(row, response, sandbox)
     error = row["provenance"].get("error")
     if error is None or found.verdict != "wrong" or len(found.answer) > LONGEST:
         return found
-    near = _near(row["gold"], found.answer, _tolerances(error))
-    return replace(found, verdict="correct", detail=f"within {error} of {row['gold']}") if near else found
+    if grade_near(found.answer, row["gold"], _tolerances(error)) != "correct":
+        return found
+    return replace(found, verdict="correct", detail=f"within {error} of {row['gold']}")
 
 
 def _tolerances(error: str) -> list[Fraction | None]:
     return [number(part.strip()) for part in error.split(",")]
-
-
-def _near(gold: str, answer: str, tolerances: list[Fraction]) -> bool:
-    golds, answers = _numbers(gold), _numbers(answer)
-    if golds is None or answers is None or len(golds) != len(answers):
-        return False
-    if len(tolerances) == 1:
-        tolerances = tolerances * len(golds)
-    # In the order of their size, where one tolerance holds for all.
-    pairs = zip(sorted(golds), sorted(answers)) if len(set(tolerances)) == 1 else zip(golds, answers)
-    return len(tolerances) == len(golds) and all(
-        abs(one - other) <= tolerance for (one, other), tolerance in zip(pairs, tolerances)
-    )
-
-
-def _numbers(text: str) -> list[Fraction] | None:
-    """The numbers that an answer is; None where it is anything else."""
-    for form in readings(clean(text)):
-        items = form.items if isinstance(form, Unordered) else [form]
-        found = [_number(item) for item in items]
-        if None not in found:
-            return found
-    return None
-
-
-def _number(form: Any) -> Fraction | None:
-    """Also of x = 5, and of 5 cm; not of a percentage, which is another number."""
-    form = getattr(form, "right", form)
-    if not isinstance(form, Value) or form.unit == "%":
-        return None
-    return number(plain(form.text))
 
 
 TASK = Task(

@@ -9,7 +9,8 @@ from skytrain.eval.task import Skip
 from skytrain.prep.problems import Malformed
 from skytrain.prep.stage import Row
 
-_WHOLE = re.compile(r"\$?\s*(\d+)(?:\.0+)?\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)?\s*\$?")
+_WHOLE = re.compile(r"\+?\s*(\d+)(?:\.0+)?\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)?\s*\.?")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{([^{}]*(?:\{[^{}]*\})?[^{}]*)\}\s*\.?")
 _YEAR = re.compile(r"(20\d\d)_(?:AIME|AMC)|^(20\d\d)-")
 
 
@@ -47,10 +48,14 @@ def of_year(row: Row, year: int) -> None:
 
 
 def whole_number(value: Any) -> int | None:
-    """Of an answer: 33, "033", 33.0, "$33$" or degrees; None for anything else."""
+    r"""Of an answer: 33, "033", "+33", 33.0, "33.", "$33$", `\(33\)`, `\boxed{33}` or degrees; None for others."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    found = _WHOLE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    bare = re.sub(r"\\[()\[\]]|\$", " ", value).strip()
+    boxed = _BOXED.fullmatch(bare)
+    found = _WHOLE.fullmatch(boxed[1].strip() if boxed else bare)
     return int(found[1]) if found else None

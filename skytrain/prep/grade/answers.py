@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 from skytrain.prep.grade import workers
@@ -33,14 +35,24 @@ def grade_math(response: str, gold: str, seconds: float = SECONDS) -> Verdict:
     answer = answer_of(response)
     if answer is None:
         return "no_answer"
-    answer = answer.strip().strip("$").strip()
+    answer = re.sub(r"^(\*\*?)([^*]+)\1$", r"\2", answer.strip()).strip().strip("$").strip()
     exact, given = number(gold.strip("$")), number(answer)
     if exact is not None and given is not None:
         return "correct" if exact == given else "wrong"
     if len(answer) > LONGEST:
         return "wrong"
+    return _asked([gold, answer], seconds)
+
+
+def grade_near(answer: str, gold: str, tolerances: Sequence[Fraction], seconds: float = SECONDS) -> Verdict:
+    """The verdict on an answer, as `answer_of` finds it, that may be off by this much: one tolerance for all of its
+    numbers, or one for each member of the gold."""
+    return _asked([gold, answer, *map(str, tolerances)], seconds)
+
+
+def _asked(message: list[str], seconds: float) -> Verdict:
     try:
-        return workers.shared().ask([gold, answer], seconds)
+        return workers.shared().ask(message, seconds)
     except TimeoutError:
         return "timeout"
     except workers.Died:

@@ -17,18 +17,22 @@ from skytrain.prep.grade.forms import (
     Relation,
     Unordered,
     Value,
+    read,
     readings,
 )
 from skytrain.prep.grade.latex import clean
-from skytrain.prep.grade.numbers import number
+from skytrain.prep.grade.numbers import beyond, number
 from skytrain.prep.grade.symbols import Unparsed
 from skytrain.prep.grade.wording import is_word, plain, words, wordy
+
+_LABEL = re.compile(r"\s*(?:\\text\{\s*\(?([A-Z])\)\s*[.:]?\s*\}|\(([A-E])\)(?=\s+-?\d))\s*(?=\S)")
 
 
 def same(gold: str, answer: str) -> bool:
     """Whether a cleaned answer is the cleaned gold. Raises `Unparsed` where the gold cannot be read."""
     if plain(gold) == plain(answer) or (wordy(gold) and wordy(answer) and words(gold) == words(answer)):
         return True
+    gold, answer = _unlabelled(gold, answer), _unlabelled(answer, gold)
     golds, answers = readings(gold), readings(answer)
     unread = 0
     for one in golds:
@@ -43,7 +47,16 @@ def same(gold: str, answer: str) -> bool:
     return False
 
 
+def _unlabelled(text: str, other: str) -> str:
+    """Without the letter of the choice that it is, where the other has none."""
+    found = _LABEL.match(text)
+    return text[found.end() :] if found is not None and not _LABEL.match(other) else text
+
+
 def _same(gold: Any, answer: Any) -> bool:
+    gold, answer = _settled(gold), _settled(answer)
+    if answer is None:
+        return False
     if isinstance(gold, Relation) != isinstance(answer, Relation):
         relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
         if relation.sign != "=" or not NAME.fullmatch(plain(relation.left)):
@@ -53,6 +66,30 @@ def _same(gold: Any, answer: Any) -> bool:
         if isinstance(gold, kind) != isinstance(answer, kind):
             return _alone(gold, answer)
     return _SAME[type(gold)](gold, answer)
+
+
+def _settled(form: Any) -> Any:
+    r"""`\binom{8}{4} = 70` is 70, as is every chain of numbers that are equal. None: they are not."""
+    if not isinstance(form, Relation) or form.sign != "=" or not form.chain:
+        return form
+    chain = [value for part in form.chain if (value := _constant(read(part))) is not None]
+    last = _constant(form.right)
+    if not chain or last is None:
+        return form
+    if not all(symbols.equal(value, last) for value in chain):
+        return None
+    return form.right if len(chain) == len(form.chain) and plain(form.left) == plain(form.chain[-1]) else form
+
+
+def _constant(form: Any) -> Any:
+    """The number that a value is, whatever its unit; None for anything else."""
+    if not isinstance(form, Value):
+        return None
+    try:
+        found = symbols.expression(form.text)
+    except Unparsed:
+        return None
+    return None if found.free_symbols else found / 100 if form.unit == "%" else found
 
 
 def _alone(gold: Any, answer: Any) -> bool:
@@ -168,6 +205,8 @@ def _values(gold: Value, answer: Value) -> bool:
         if gold.unit == "%":
             return other == one if answer.unit == "%" else other in (one, one / 100)
         return one == (other / 100 if answer.unit == "%" else other)
+    if one is not None and beyond(plain(answer.text)):
+        return False
     if re.fullmatch(r"[A-Z]{2,}", gold.text):  # Corners, and no product.
         return False
     # "stop" and "pots" are one product of letters.

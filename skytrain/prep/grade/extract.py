@@ -14,11 +14,22 @@ _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _MARKDOWN = re.compile(r"^[#>\s]+|`+|(?<![\w)\]}*])\*+|\*+(?![\w(\[{\\*])|(?<![\w}\\)])_+(?!\{)|_+(?![\w{\\(])")
 """Marks around words: 2*3, x_{10} and > 5 keep theirs."""
-_ANSWER = re.compile(r"\b(?:(?:final\s+)?answer\s*[:：]|the\s+(?:final\s+)?answer\s+is\b\s*[:：]?)", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"\b(?:(?:final\s+)?answer\s*[:：]|the\s+(?:(?:final|correct)\s+)?answer\s+is\b\s*[:：]?)", re.IGNORECASE
+)
+_OR = r"(?:\b(?:or|and|vs|versus|nor)\b\.?)"
+_NAMED = r"(?:(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE)s?\b\s*:?\s*)"
 _CHOICES = re.compile(
-    r"\(?\s*[A-Za-z]\s*\)?\s*(?:(?:,|/|&|\+|or\b|and\b)\s*)+\(?\s*[A-Za-z]\s*\)?\s*(?:$|[.,/&+]|or\b|and\b)"
+    rf"\(?\s*[A-Za-z]\s*\)?\s*(?:"
+    rf"(?:(?:[,/&+|]|{_OR})\s*)+{_NAMED}?(?:\(\s*[A-Za-z]\s*\)|\(?[A-Za-z]\s*\)?\s*(?:$|[.,/&+|]|{_OR}))"
+    rf"|(?:[,/&+|]\s*)?{_OR}\s*{_NAMED}?[A-Z](?![\w'-])|{_NAMED}?[-–—]\s*\(?[A-Za-z]\)?\s*$)"
 )
 """Two letters, which are no choice."""
+_STYLE = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf|tt|up)?|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|pmb|bold|emph|underline|mbox|hbox|boxed|fbox"
+    r"|displaystyle|textstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|left|right|bf|rm|it|tt|sf)(?![A-Za-z])\s*"
+    r"|\\(?:textcolor|color)\s*\{\w+\}|\\[()\[\]]|\*\*|`"
+)
 _CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*(?:\)|[.:,](?!\d)|$|\s+(?=\S))(.*)", re.DOTALL)
 
 
@@ -106,8 +117,10 @@ def answer_line(text: str) -> str | None:
 
 def choice(text: str) -> str | None:
     """The letter that a box or an answer line holds, with or without text after it."""
-    text = re.sub(r"\\(?:text(?:bf|rm|it|sf)?|math(?:rm|bf|it|sf)|mbox|left|right|bf|rm)(?![A-Za-z])\s*", "", text)
-    text = re.sub(r"[{}$]", "", re.sub(r"\\[,;:! ]|\\quad", " ", text)).strip()
+    text = re.sub(r"[{}$]", "", re.sub(r"\\[,;:! ]|\\q?quad|~", " ", _STYLE.sub("", text))).strip()
+    text = re.sub(r"^\*(.*)\*$", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"\[\s*([A-Za-z])\s*\]", r"(\1)", text)
+    text = re.sub(rf"^(?:[Tt]he\s+)?(?:[Cc]orrect\s+)?{_NAMED}(?:is\s+)?\(?\s*([A-Za-z])\b\s*\)?", r"(\1)", text)
     found = _CHOICE.fullmatch(text)
     if found is None:
         return None
@@ -115,7 +128,7 @@ def choice(text: str) -> str | None:
     if _CHOICES.match(text):
         return None
     # "A dog" is a word and its article, "B dog" is not; and so is an "I" that begins a sentence.
-    bare = not re.match(r"\(?\s*[A-Za-z]\s*[).:,]", text)
+    bare = not re.match(r"\(?\s*[A-Za-z](?:\s*[).:,]|\s+[-–—])", text)
     if rest.strip() and bare and (letter.islower() or letter in "AI"):
         return None
     return letter.upper()

@@ -25,6 +25,11 @@ class Block:
     def python(self) -> bool:
         return re.sub(r"[{}.=\[\]].*", "", self.info).strip() in PYTHON or self.info.startswith(("python", "{.python"))
 
+    @property
+    def marked(self) -> bool:
+        """Whether a word stands behind the fence."""
+        return self.info != ""
+
 
 def blocks(text: str) -> list[Block]:
     """All code blocks, from the first to the last. One that is never closed reaches to the end of the text."""
@@ -53,6 +58,13 @@ def _dedented(lines: list[str]) -> str:
 
 
 def program_of(solution: str) -> str | None:
-    """The last closed block of Python; None where there is none."""
-    found = [block.code for block in blocks(solution) if block.closed and block.python and block.code.strip()]
+    """The last closed block of Python; None where there is none. A block without a mark may hold what a program reads
+    or prints, and counts only where none is marked."""
+    found = programs_of(solution)
     return found[-1] if found else None
+
+
+def programs_of(solution: str) -> list[str]:
+    """The closed blocks of Python, those that are marked as such behind the others: the best is the last."""
+    found = [block for block in blocks(solution) if block.closed and block.python and block.code.strip()]
+    return [block.code for block in sorted(found, key=lambda block: block.marked)]

@@ -76,6 +76,8 @@ class Relation:
     left: str
     sign: str
     right: Any
+    chain: tuple[str, ...] = ()
+    """What else is said to be equal to `right`, from the left."""
 
 
 def readings(text: str) -> list[Any]:
@@ -176,7 +178,8 @@ def _relations(text: str) -> Any:
             parts.reverse()
         # S = ab = 6 is S = 6, and x = y = 2 is x = 2, y = 2.
         names = [part for part in parts[:-1] if NAME.fullmatch(plain(part))]
-        said = [Relation(name, "=", read(parts[-1])) for name in names or parts[-2:-1]]
+        last, others = read(parts[-1]), tuple(part for part in parts[:-1] if part not in names)
+        said = [Relation(name, "=", last, others) for name in names or parts[-2:-1]]
         return said[0] if len(said) == 1 else Unordered(list(said))
     if "=" in found or "\\ne" in found:
         return Relation(plain(parts[0]), "".join(found), plain("".join(parts[1:])))

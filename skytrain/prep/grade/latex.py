@@ -15,6 +15,8 @@ _CHARACTERS = {
     "β": r"\beta ", "£": r"\text{pound}", "€": r"\text{euro}",
 }  # fmt: skip
 _SPACES = re.compile(r"\\[,;:!> ]|\\q?quad\b|~|\\(?:hspace|vspace)\*?\{[^{}]*\}|\\(?:displaystyle|limits|nolimits)\b")
+_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(,(?:\\!)+|\{,\}|\\,)\s*\d{3}(?:\1\s*\d{3})*(?!\d|\1\s*\d)")
+"""Digits in groups of three by what no list has between its members: 32,\\!348 and 32{,}348."""
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*")
 _SHORT = re.compile(r"\\frac\s*(\{|[A-Za-z0-9])")
 _WORDS = re.compile(
@@ -44,6 +46,9 @@ _ROMAN = {
     "arctan",
 }
 
+_BASES = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+          "thirteen", "fourteen", "fifteen", "sixteen"]  # fmt: skip
+
 
 def clean(text: str) -> str:
     r"""One way to write an answer: no dollars, sizes, thin spaces or outer braces; `\frac` with two braced arguments;
@@ -54,6 +59,7 @@ def clean(text: str) -> str:
     text = re.sub(r"[\0\s]*\\?\s*$", "", text)
     text = re.sub(r"\\text\{\$([^$]*)\$\}", r"\1", text)
     text = re.sub(r"\.\.\.+|…", r"\\ldots ", text)
+    text = _GROUPS.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = re.sub(r"\\(?:tag|label)\*?\s*\{[^{}]*\}|\\(?:large|Large|LARGE|small|huge|bf|rm|it)(?![A-Za-z])", " ", text)
     text = re.sub(r"\\(?:textcolor|color)\s*\{\w+\}", "", text)
     text = text.replace(r"\$", r"\text{dollar}").replace("$", " ").replace(r"\%", "%").replace(r"\#", "#")
@@ -64,6 +70,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\(?:underline|boldsymbol|bm|pmb)\s*(?=\{)", "", text)
     text = re.sub(r"\\dot\{?(\d)\}?(?:(\d*)\\dot\{?(\d)\}?)?", _repeated, text)
     text = _words(text)
+    text = re.sub(r"(?<=[0-9A-F)}])_\{?\\text\{\s*([a-z]+)\s*\}\}?", _base, text)
     text = _fractions(re.sub(r"\s*\{\s*|\s*\}", lambda found: found[0].strip(), text))
     text = re.sub(r"\\sqrt\s*([A-Za-z0-9])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
@@ -76,6 +83,10 @@ def clean(text: str) -> str:
 def _name(found: re.Match[str]) -> str:
     new = _NAMES.get(found[1], found[1])
     return f"\\{new}" if new.isalpha() else new
+
+
+def _base(found: re.Match[str]) -> str:
+    return f"_{{{_BASES.index(found[1])}}}" if found[1] in _BASES else found[0]
 
 
 def _repeated(found: re.Match[str]) -> str:

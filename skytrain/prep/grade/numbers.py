@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 
@@ -11,6 +12,10 @@ LARGEST_EXPONENT = 5000
 _DIGITS = re.compile(r"(\d+)?(?:\.(\d*)(?:\\overline\{?(\d+)\}?)?)?")
 _POWER = re.compile(r"(?:(.+?)(?:\\times|\\cdot|\*))?10\^(?:\{([+-]?\d+)\}|(\d))")
 _EXPONENT = re.compile(r"([\d.]+)[eE]([+-]?\d+)")
+_TOWER = re.compile(r"([1-9]\d*)\^(?:\{(.+)\}|(\d))")
+_FACTORIAL = re.compile(r"(?:(\d+)|\((.+)\))!")
+_MANY = 100_000
+"""2 to this power, and its factorial, have more digits than any number that is read here."""
 _MIXED = re.compile(r"(\d+)(\\frac\{\d+\}\{\d+\}| \d+/\d+)")
 
 
@@ -70,3 +75,27 @@ def _quotient(text: str) -> Fraction | None:
         return None
     above, below = number(found[1]), number(found[2])
     return None if above is None or not below else above / below
+
+
+def beyond(text: str) -> bool:
+    """Whether `text` is a power or a factorial of whole numbers larger than all that `number` can be: sympy would work
+    it out, and not come to an end."""
+    text = text.removeprefix("-")
+    power, factorial = _TOWER.fullmatch(text), _FACTORIAL.fullmatch(text)
+    if power is not None:
+        return (_at_least(power[1]) or 0) > 1 and _at_least(power[2] or power[3]) == _MANY
+    return factorial is not None and _at_least(factorial[1] or factorial[2]) == _MANY
+
+
+def _at_least(text: str) -> int | None:
+    """The whole number that a tower of powers and factorials is, or `_MANY` where it is no less."""
+    if text.isdecimal():
+        return min(int(text), _MANY) if len(text) < 10 else _MANY
+    power, factorial = _TOWER.fullmatch(text), _FACTORIAL.fullmatch(text)
+    if power is not None:
+        base, exponent = _at_least(power[1]), _at_least(power[2] or power[3])
+        if base is None or exponent is None:
+            return None
+        return min(base ** min(exponent, 20), _MANY)
+    below = None if factorial is None else _at_least(factorial[1] or factorial[2])
+    return None if below is None else min(math.factorial(min(below, 10)), _MANY)

@@ -1,4 +1,5 @@
-"""A process that compares answers: lines of JSON [gold, answer] in, lines of a verdict out.
+"""A process that compares answers: lines of JSON [gold, answer, tolerances or none] in, lines of a
+verdict out.
 
 sympy may think for ever, take all memory or crash; whoever asks ends this process then, and starts another.
 """
@@ -9,6 +10,7 @@ import json
 import os
 import resource
 import sys
+from fractions import Fraction
 
 MEMORY = 4 << 30
 
@@ -17,7 +19,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # Answers of many digits are compared, and never printed.
     sys.set_int_max_str_digits(0)
-    from skytrain.prep.grade import comparing
+    from skytrain.prep.grade import comparing, near
     from skytrain.prep.grade.latex import clean
     from skytrain.prep.grade.symbols import Unparsed
 
@@ -26,9 +28,14 @@ def main() -> None:
     os.dup2(2, 1)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        gold, answer = json.loads(line)
+        gold, answer, *tolerances = json.loads(line)
         try:
-            verdict = "correct" if comparing.same(clean(gold), clean(answer)) else "wrong"
+            gold, answer = clean(gold), clean(answer)
+            if tolerances:
+                same = near.near(gold, answer, [Fraction(each) for each in tolerances])
+            else:
+                same = comparing.same(gold, answer)
+            verdict = "correct" if same else "wrong"
         except Unparsed:
             verdict = "gold_unparseable"
         except (Exception, RecursionError) as error:
