@@ -160,27 +160,11 @@ class Texts(Answers):
     def __contains__(self, key: str) -> bool:
         return key in self.statuses
 
-    def _read(self) -> int:
-        at = 0
-        with open_regular(self.path) as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                found = self._decoded(number, line)
-                self._places[found.key] = (at, len(line))
-                self.statuses[found.key] = found.status
-                at += len(line)
-        return at
-
-    def _decoded(self, number: int, line: bytes) -> Completion:
+    def _decoded(self, line: bytes) -> Any:
         try:
-            return msgspec.json.decode(line, type=Completion)
+            return super()._decoded(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass
-        try:
-            return msgspec.convert(json.loads(line), Completion)
-        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            raise UserError(f"{self.path}:{number}: no answer can be read here ({error}); remove the line") from None
+            return msgspec.convert(json.loads(line), self._line)
 
 
 def _decoded(path: Path, kind: Any) -> Any:

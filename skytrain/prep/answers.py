@@ -24,7 +24,7 @@ class Answers:
 
     def __init__(self, path: Path, line: type):
         """line: a struct or a dataclass with `key` and `status`: what every line has to hold."""
-        self.path, self._line = path, line
+        self.path, self._line, self._decoder = path, line, msgspec.json.Decoder(line)
         self._places: dict[str, tuple[int, int]] = {}
         self.statuses: dict[str, str] = {}
 
@@ -50,14 +50,13 @@ class Answers:
         """Remembers every line's place. The last line of a key counts. Returns the end of the last whole line in
         bytes."""
         at = 0
-        decoder = msgspec.json.Decoder(self._line)
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    found = decoder.decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    found = self._decoded(line)
+                except (ValueError, RecursionError, msgspec.MsgspecError) as error:
                     raise UserError(
                         f"{self.path}:{number}: no answer can be read here ({error}); remove the line"
                     ) from None
@@ -65,6 +64,9 @@ class Answers:
                 self.statuses[found.key] = found.status
                 at += len(line)
         return at
+
+    def _decoded(self, line: bytes) -> Any:
+        return self._decoder.decode(line)
 
     def get(self, key: str) -> dict[str, Any] | None:
         place = self._places.get(key)
