@@ -7,7 +7,8 @@ import pytest
 from skytrain import config
 from skytrain.errors import UserError
 
-RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.toml"))
+FOUND = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.toml"))
+RECIPES = [path for path in FOUND if not path.stem.startswith("eval_")]
 MINIMAL = """
 [run]
 dir = "run"

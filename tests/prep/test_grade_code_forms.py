@@ -30,7 +30,7 @@ def test_no_tests(tests):
 @pytest.mark.parametrize(
     "tests, message",
     [
-        ([1], "must be an object"),
+        ([1], r"must be .*inputs.*outputs"),
         ({"inputs": ["1"], "outputs": []}, "two lists of one length"),
         ({"inputs": ["1"]}, "two lists of one length"),
         ({"inputs": [1], "outputs": ["1"]}, "must be text"),
