@@ -28,7 +28,7 @@ from skytrain.prep.problems import Malformed, check_problem
 from skytrain.prep.sections import Irregular, check_think, sections
 from skytrain.prep.stage import Row, Stage, add_stage_arguments, beside, guarded, progress_bar, run_stage
 
-VERSION = 1
+VERSION = 2
 """Of the verdicts: raised where a logged one could no longer be given."""
 
 
