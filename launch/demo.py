@@ -10,24 +10,19 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import demo_model
 import demo_task
+import small_model
 from demo_task import Problem
+from steps import LAUNCH, command, stage
 
 from skytrain.errors import UserError, exit_on_user_error
 
-ROOT = Path(os.path.relpath(Path(__file__).parents[1]))
-RECIPE = ROOT / "launch" / "recipes" / "cpu_demo.toml"
+RECIPE = LAUNCH / "recipes" / "cpu_demo.toml"
 RANKS = 2
 GOAL = 0.9
 NEEDED = ("torch", "transformers", "matplotlib")
@@ -70,7 +65,7 @@ def run(out: Path, seed: int, overrides: list[str]) -> int:
             "data.validation": "data/held_out",
         }
         settings = [f"{key}={out / place}" for key, place in places.items()]
-        command("torchrun", "--standalone", "--nproc-per-node", RANKS, ROOT / "launch" / "train.py", RECIPE,
+        command("torchrun", "--standalone", "--nproc-per-node", RANKS, LAUNCH / "train.py", RECIPE,
                 f"run.seed={seed}", *settings, *overrides)  # fmt: skip
     with stage("answers after training"):
         (exported,) = (out / "run" / "export").iterdir()
@@ -106,39 +101,12 @@ def note(out: Path, values: dict) -> None:
     (out / MARKER).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    print(f"\n== {title}", flush=True)
-    started = time.perf_counter()
-    yield
-    print(f"== {title}: {time.perf_counter() - started:.1f} s", flush=True)
-
-
-def command(program: str, *arguments: object) -> None:
-    """Shows a command as one would type it, and runs it with this interpreter, its output on this terminal.
-
-    SystemExit with its status where it fails, since it has said why.
-    """
-    words = [str(word) for word in arguments]
-    print("$", program, *words, flush=True)
-    entry = {
-        "torchrun": ["-m", "torch.distributed.run"],
-        "skytrain": ["-c", "from skytrain.cli import main; main()"],
-    }[program]
-    # -P: the working folder may be the repository's root, whose `kernels` shadows a package of that name.
-    # One thread: each rank sets its own number later, and torchrun would warn that it chose one.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-P", *entry, *words], env=environment)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
 def write_task(out: Path, seed: int) -> list[Problem]:
     train, held_out = demo_task.make_problems(seed)
     (out / "task").mkdir()
     demo_task.write_chats(train, out / "task" / "train.jsonl")
     demo_task.write_chats(held_out, out / "task" / "held_out.jsonl")
-    size = demo_model.write_model_folder(out / "model", demo_task.texts(train), seed)
+    size = small_model.write_model_folder(out / "model", demo_task.texts(train), seed)
     print(f"{len(train):,} training and {len(held_out):,} held-out problems; a Qwen2 model of {size:,} parameters")
     print(f"one of them: {held_out[0].question}\n{held_out[0].worked_answer}")
     return held_out

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import transformers
-from demo_model import TURN_END
 from demo_task import Problem, boxed_answer
+from small_model import TURN_END
 
 # transformers loads torchao where it is installed, which then warns of extensions that a CPU has no use for.
 for _name in ("torchao", "torch.utils._pytree"):

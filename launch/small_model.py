@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +23,33 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-VOCABULARY = 320
-"""Rows of the embedding; the tokenizer has a few less, as Qwen's own have."""
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 128, 384, 4, 4, 2
+
+@dataclass(frozen=True)
+class Size:
+    """vocabulary: rows of the embedding; the tokenizer has a few less, as Qwen's own have."""
+
+    vocabulary: int = 320
+    hidden: int = 128
+    intermediate: int = 384
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+
+
 INIT_STD = 0.06
 """Qwen2's own 0.02 is for widths of thousands; at a width of 128 the loss falls much later with it."""
 
 
-def write_model_folder(folder: Path, texts: Iterable[str], seed: int) -> int:
+def write_model_folder(folder: Path, texts: Iterable[str], seed: int, size: Size = Size()) -> int:
     """Writes config, weights, tokenizer and chat template into `folder`; returns the number of parameters."""
     folder.mkdir(parents=True)
-    tokenizer = make_tokenizer(texts)
+    tokenizer = make_tokenizer(texts, size.vocabulary)
     end_of_text, turn_end = (tokenizer.token_to_id(text) for text in (END_OF_TEXT, TURN_END))
-    weights = initial_weights(seed)
+    weights = initial_weights(seed, size)
     tokenizer.save(str(folder / "tokenizer.json"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     settings = {
-        "config.json": model_config(turn_end),
+        "config.json": model_config(turn_end, size),
         "generation_config.json": {
             "do_sample": False,
             "eos_token_id": [turn_end, end_of_text],
@@ -61,7 +72,7 @@ def write_model_folder(folder: Path, texts: Iterable[str], seed: int) -> int:
     return sum(tensor.size for tensor in weights.values())
 
 
-def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
+def make_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """Byte-level BPE learned from `texts` and the names of the roles, with Qwen2's words and turn tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -71,7 +82,7 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     controls = [END_OF_TEXT, TURN_START, TURN_END]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(controls) - len(TAGS),
+        vocab_size=vocabulary - len(controls) - len(TAGS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -84,16 +95,16 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def model_config(turn_end: int) -> dict:
+def model_config(turn_end: int, size: Size) -> dict:
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
         "hidden_act": "silu",
         "max_position_embeddings": 512,
         "rope_theta": 10000.0,
@@ -108,7 +119,7 @@ def model_config(turn_end: int) -> dict:
     }
 
 
-def initial_weights(seed: int) -> dict[str, np.ndarray]:
+def initial_weights(seed: int, size: Size) -> dict[str, np.ndarray]:
     """Name to fp32 tensor. Matrices are normal, norms 1, biases 0.
 
     The two matrices of a layer that write into the residual stream are smaller by sqrt(2 x layers), so that the
@@ -119,18 +130,18 @@ def initial_weights(seed: int) -> dict[str, np.ndarray]:
     def normal(rows: int, columns: int, scale: float = 1.0) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * (INIT_STD * scale)).astype(np.float32)
 
-    kv_width, residual = HIDDEN // HEADS * KV_HEADS, 1 / math.sqrt(2 * LAYERS)
-    weights = {"model.embed_tokens.weight": normal(VOCABULARY, HIDDEN)}
-    for layer in range(LAYERS):
+    kv_width, residual = size.hidden // size.heads * size.kv_heads, 1 / math.sqrt(2 * size.layers)
+    weights = {"model.embed_tokens.weight": normal(size.vocabulary, size.hidden)}
+    for layer in range(size.layers):
         prefix = f"model.layers.{layer}."
-        for name, width in (("q", HIDDEN), ("k", kv_width), ("v", kv_width)):
-            weights[f"{prefix}self_attn.{name}_proj.weight"] = normal(width, HIDDEN)
+        for name, width in (("q", size.hidden), ("k", kv_width), ("v", kv_width)):
+            weights[f"{prefix}self_attn.{name}_proj.weight"] = normal(width, size.hidden)
             weights[f"{prefix}self_attn.{name}_proj.bias"] = np.zeros(width, np.float32)
-        weights[f"{prefix}self_attn.o_proj.weight"] = normal(HIDDEN, HIDDEN, residual)
-        weights[f"{prefix}mlp.gate_proj.weight"] = normal(INTERMEDIATE, HIDDEN)
-        weights[f"{prefix}mlp.up_proj.weight"] = normal(INTERMEDIATE, HIDDEN)
-        weights[f"{prefix}mlp.down_proj.weight"] = normal(HIDDEN, INTERMEDIATE, residual)
+        weights[f"{prefix}self_attn.o_proj.weight"] = normal(size.hidden, size.hidden, residual)
+        weights[f"{prefix}mlp.gate_proj.weight"] = normal(size.intermediate, size.hidden)
+        weights[f"{prefix}mlp.up_proj.weight"] = normal(size.intermediate, size.hidden)
+        weights[f"{prefix}mlp.down_proj.weight"] = normal(size.hidden, size.intermediate, residual)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = np.ones(HIDDEN, np.float32)
-    weights["model.norm.weight"] = np.ones(HIDDEN, np.float32)
+            weights[f"{prefix}{name}.weight"] = np.ones(size.hidden, np.float32)
+    weights["model.norm.weight"] = np.ones(size.hidden, np.float32)
     return weights
