@@ -130,7 +130,7 @@ class Loop:
             work(*arguments)
 
     def _command(self, program: str, *words: object) -> None:
-        command(program, *words, folder=self._path)
+        command(program, *words, folder=self._path, held=[self._folder.taken])
 
     def _make_problems(self) -> None:
         parts = make_parts(self._form.families, self._form.counts, self._seed)
@@ -178,7 +178,7 @@ class Loop:
 
     def _served(self, *models: str) -> AbstractContextManager[dict[str, str]]:
         folders = {model: self._path / self._exported(model) for model in models}
-        return served(self._vllm, folders, self._path, MAX_MODEL_LEN)
+        return served(self._vllm, folders, self._path, MAX_MODEL_LEN, held=[self._folder.taken])
 
     def _prepare(self, server: str) -> None:
         self._command("skytrain", "prep", "run", "recipes/data.toml", f'generate.server=["{server}"]',

@@ -19,12 +19,18 @@ from skytrain.locks import lock
 MARKER = "loop.json"
 """Written first: only a folder that holds it is ever removed."""
 
+ENDING_SECONDS = 60
+"""What a loop had started ends by itself when that is killed: a training saves first."""
+
 
 class LoopFolder:
-    """path: the folder, which holds `MARKER` with its settings and the seconds of each stage that was finished."""
+    """path: the folder, which holds `MARKER` with its settings and the seconds of each stage that was finished.
 
-    def __init__(self, path: Path, settings: dict[str, Any], seconds: dict[str, float]):
-        self.path, self.settings, self.seconds = path, settings, seconds
+    taken: the descriptor of its lock. What the loop starts holds it too, so that a killed loop is over when they are.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], seconds: dict[str, float], taken: int):
+        self.path, self.settings, self.seconds, self.taken = path, settings, seconds, taken
 
     @classmethod
     @contextmanager
@@ -38,9 +44,7 @@ class LoopFolder:
         if path.is_symlink() or not (free or (path / MARKER).is_file()):
             raise UserError(f"{path} exists and is not a loop's folder; name another with --out")
         path.mkdir(parents=True, exist_ok=True)
-        taken = lock(path)
-        if taken is None:
-            raise UserError(f"{path}: another loop is at work in it; wait for it, or name another with --out")
+        taken = _lock(path)
         try:
             if overwrite:
                 for entry in sorted(path.iterdir(), key=lambda entry: entry.name == MARKER):
@@ -51,7 +55,7 @@ class LoopFolder:
                     f"{path} was begun with {begun['settings']}, and this is {settings}; go on with the same, name "
                     "another with --out, or begin anew with --overwrite"
                 )
-            folder = cls(path, settings, begun["seconds"] if begun else {})
+            folder = cls(path, settings, begun["seconds"] if begun else {}, taken)
             folder.note()
             # The recipes as they are now: a loop that goes on later goes on with these.
             folder.made("recipes", copy_recipes)
@@ -88,6 +92,18 @@ class LoopFolder:
         content = {"settings": self.settings, "seconds": self.seconds, **(found or {})}
         place.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         place.replace(self.path / MARKER)
+
+
+def _lock(path: Path) -> int:
+    """UserError where another process keeps the folder for longer than one that was told to end takes for it."""
+    deadline = time.monotonic() + ENDING_SECONDS
+    while (taken := lock(path)) is None:
+        if deadline - time.monotonic() > ENDING_SECONDS - 0.5:
+            print(f"waiting for another loop in {path} to end", flush=True)
+        if time.monotonic() > deadline:
+            raise UserError(f"{path}: another loop is at work in it; wait for it, or name another with --out")
+        time.sleep(0.5)
+    return taken
 
 
 def copy_recipes(place: Path) -> None:

@@ -86,14 +86,14 @@ FAMILIES = {
     for family in (
         Family(
             "chain_sum",
-            {"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1},
+            {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
             lambda item: item["metadata"]["expression"],
             _running_totals,
         ),
         Family(
             "simple_equations",
             # Sums alone: of products nothing is left to solve.
-            {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 15, "operators_weights": [0.5, 0.5, 0.0]},
+            {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 10, "operators_weights": [0.5, 0.5, 0.0]},
             _equation,
             _isolated,
         ),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from steps import end_with_parent
 
 from skytrain.errors import UserError
 
 START_SECONDS = 600
 """Most of a start is importing: one to two minutes on two cores, more where they are shared."""
-PR_SET_PDEATHSIG = 1
 
 OPTIONS = [
     "--enforce-eager", "--dtype", "float32",
@@ -44,10 +44,13 @@ def program(folder: Path) -> Path:
 
 
 @contextmanager
-def served(vllm: Path, models: dict[str, Path], logs: Path, max_model_len: int) -> Iterator[dict[str, str]]:
+def served(
+    vllm: Path, models: dict[str, Path], logs: Path, max_model_len: int, held: Sequence[int] = ()
+) -> Iterator[dict[str, str]]:
     """Name to address of a server for each of `models`, started side by side; ended on leaving.
 
-    logs: the folder of NAME.log. Raises `UserError` for a server that ends, or is not ready in `START_SECONDS`.
+    logs: the folder of vllm-NAME.log. held: as in `steps.command`. Raises `UserError` for a server that ends, or is not
+    ready in `START_SECONDS`.
     """
     with ExitStack() as stack:
         started = {}
@@ -58,7 +61,7 @@ def served(vllm: Path, models: dict[str, Path], logs: Path, max_model_len: int) 
             command += ["--max-model-len", max_model_len, *OPTIONS]
             words = [str(word) for word in command]
             print("$", *words, flush=True)
-            started[name] = stack.enter_context(_process(words, log)), log, port
+            started[name] = stack.enter_context(_process(words, log, held)), log, port
         deadline = time.monotonic() + START_SECONDS
         for name, (process, log, port) in started.items():
             _wait(name, process, log, port, deadline)
@@ -66,11 +69,7 @@ def served(vllm: Path, models: dict[str, Path], logs: Path, max_model_len: int) 
 
 
 @contextmanager
-def _process(words: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    def follow_the_parent() -> None:
-        # Before exec, in the child: ended with the loop, even where that is ended by kill -9.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
+def _process(words: list[str], log: Path, held: Sequence[int]) -> Iterator[subprocess.Popen]:
     with log.open("ab") as file:
         process = subprocess.Popen(
             words,
@@ -79,7 +78,8 @@ def _process(words: list[str], log: Path) -> Iterator[subprocess.Popen]:
             stdout=file,
             stderr=file,
             start_new_session=True,  # Ctrl-C is the loop's to answer, and comes to the server as its end.
-            preexec_fn=follow_the_parent,
+            pass_fds=held,
+            preexec_fn=end_with_parent,
         )
     try:
         yield process
