@@ -6,9 +6,7 @@ import argparse
 import sys
 
 from skytrain import __version__
-from skytrain.errors import UserError, exit_on_user_error
-
-TRAINING = ("torch", "triton", "tensorboard", "torchao")
+from skytrain.errors import exit_on_user_error
 
 
 def parser(words: list[str]) -> argparse.ArgumentParser:
@@ -70,10 +68,5 @@ def main() -> None:
 
 
 def _run() -> int | None:
-    try:
-        arguments = parse()
-        return arguments.run(arguments)
-    except ModuleNotFoundError as error:
-        if error.name not in TRAINING:
-            raise
-        raise UserError(f"this command needs {error.name}; pip install 'skytrain[train]'") from None
+    arguments = parse()
+    return arguments.run(arguments)
