@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "skytrain":
         raise
-    sys.path.append(str(Path(__file__).parents[1]))
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
     from skytrain.errors import tell
 
     tell(

@@ -180,11 +180,11 @@ def _gpu(gpu: dict[str, Any], count: int, driver: str) -> Finding:
 
     major, minor = gpu["capability"]
     text = f"{count} x {gpu['name']}, {gpu['memory'] / GIB:.1f} GiB, compute capability {major}.{minor}{driver}"
-    if gpu["problem"] is not None:
-        return Finding("GPU", "limited", f"{text}: a product fails ({gpu['problem']})", "nvidia-smi tells more", True)
     if major < 8:
         text += ": no bf16, and attention by its formula, slow: set train.dtype=float32"
         return Finding("GPU", "limited", text, basic=False)
+    if gpu["problem"] is not None:
+        return Finding("GPU", "limited", f"{text}: a product fails ({gpu['problem']})", "nvidia-smi tells more", True)
     try:
         row = of_name(gpu["name"])
     except UserError as error:
