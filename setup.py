@@ -6,9 +6,17 @@ works on a machine without torch. Under pip's build isolation torch is never imp
 `--no-build-isolation` to get `_C`. Neither needs a GPU or CUDA headers.
 """
 
+import os
+import shutil
 import sys
 
 from setuptools import Extension, setup
+
+# Before anything else, whose failure would be told in a hundred lines.
+if sys.version_info < (3, 11):  # noqa: UP036 (pip asks for the version after this file has run)
+    sys.exit(f"error: skytrain needs Python 3.11 to 3.13, and {sys.executable} is older: make setup PYTHON=python3.12")
+if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    sys.exit("error: skytrain is built with a C++20 compiler, and there is none on the PATH: apt-get install g++")
 
 FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall"]
 # No result depends on these two: roots set no errno, comparisons raise no flag, so that loops are vectorised.

@@ -7,12 +7,27 @@ metrics.jsonl, tensorboard/, checkpoints/ and export/.
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from skytrain import signals
+try:
+    from skytrain import signals
+    from skytrain.errors import Parser, exit_on_user_error
+except ModuleNotFoundError as missing:
+    if missing.name != "skytrain":
+        raise
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from skytrain.errors import tell
+
+    tell(
+        f"error: skytrain is not installed for {sys.executable}: use the torchrun of the environment where it is "
+        "(after make setup: .venv/bin/torchrun), or install it there"
+    )
+    sys.exit(2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # Optional for argparse alone, which else counts the overrides among the arguments that are required.
     parser.add_argument("recipe", nargs="?", help="TOML file, as in launch/recipes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
@@ -39,6 +54,4 @@ def main() -> None:
 if __name__ == "__main__":
     # Before anything else is loaded, which takes seconds.
     signals.listen()
-    from skytrain.errors import exit_on_user_error
-
     exit_on_user_error(main)

@@ -261,10 +261,20 @@ def resolve(raw: dict[str, Any], where: str) -> Config:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$.")
-        raise UserError(f"recipe {where}: {place.rstrip('`') or 'top level'}: {reason}") from None
+        place = place.rstrip("`")
+        raise UserError(f"recipe {where}: {place or 'top level'}: {reason}{_known(reason, place)}") from None
     for key, value, advice in broken(config):
         raise UserError(f"recipe {where}: {key} = {value!r}: {advice}")
     return config
+
+
+def _known(reason: str, section: str) -> str:
+    """What there is, where a key or a section is unknown."""
+    if "unknown field" not in reason:
+        return ""
+    fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    names = [field.name for field in msgspec.structs.fields(fields[section])] if section in fields else list(fields)
+    return f"; there are {', '.join(names)}"
 
 
 def dumps(config: Config) -> str:

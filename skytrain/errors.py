@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from typing import NoReturn
 
 LONGEST = 2000
+EXTRAS = {
+    **dict.fromkeys(("torch", "triton", "tensorboard"), "train"),
+    "torchao": "float8",
+    **dict.fromkeys(("aiohttp", "pyarrow", "latex2sympy2_extended"), "prep"),
+}
+"""By package, the extra that brings it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Words that mean nothing are a mistake as any other, told once where several ranks find it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells more")
 
 
 class UserError(Exception):
@@ -24,18 +41,23 @@ def one_line(text: str) -> str:
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
-    """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError`, 130 for Ctrl-C, else
-    what `main` returned.
+    """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError` or where a package of an
+    extra is not installed, 130 for Ctrl-C, else what `main` returned.
 
-    Under torchrun every rank finds the same mistake, so only rank 0 prints it.
+    Under torchrun every rank finds the same mistake, so only one of them tells it (`tell`).
     """
     # Files' names need not be text; stderr is made so by Python itself.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
+        status = 2
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = EXTRAS[error.name]
+        tell(f"error: this command needs {error.name}; pip install 'skytrain[{extra}]' (skytrain doctor tells more)")
         status = 2
     except KeyboardInterrupt:
         if int(os.environ.get("RANK", "0")) == 0:
@@ -43,3 +65,24 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         status = 130
     sys.stdout.flush()
     sys.exit(status)
+
+
+def tell(line: str) -> None:
+    """Once: on stderr, or under torchrun in the file whose content it prints last. What a rank itself prints stands
+    above the forty lines that torchrun writes of its failure, and is out of sight."""
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        # torchrun ends all ranks where one has ended: the first one, which tells it, must not be late.
+        time.sleep(1.0)
+        return
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        try:
+            # Of several failures the earliest is printed last, and torchrun counts in whole seconds.
+            content = {"message": line, "extraInfo": {"timestamp": int(time.time()) - 1}}
+            with open(file, "w", encoding="utf-8") as told:
+                json.dump({"message": content}, told)
+            return
+        except OSError:
+            pass
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr)

@@ -25,6 +25,7 @@ from skytrain import progress
 from skytrain.errors import UserError
 from skytrain.files import read_regular, unique_keys
 from skytrain.model import ModelConfig
+from skytrain.model_folder import absent
 from skytrain.rotary import Rope, yarn_attention_factor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -148,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(read_regular(path).decode("utf-8"), parse_constant=_not_json, object_pairs_hook=unique_keys)
         json.dumps(value, ensure_ascii=False).encode()  # Half a surrogate pair, escaped, is no text.
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
+        raise UserError(f"{path}: {error.strerror or error}" if path.exists() else absent(path)) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -291,7 +292,7 @@ def opened(path: Path) -> Iterator[Any]:
     """safe_open on the CPU; UserError for a file that is missing, cut short or corrupt."""
     try:
         if not path.is_file():
-            raise UserError(f"{path}: no such file; give a complete Hugging Face model folder with safetensors")
+            raise UserError(absent(path))
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:

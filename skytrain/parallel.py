@@ -60,8 +60,9 @@ def start(config: Config) -> World:
     if size % config.parallel.nodes:
         raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of ranks, {size}")
     if kind == "cuda":
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"rank {rank}: {torch.cuda.device_count()} GPUs here; start fewer processes a node")
+        # Not of this rank's own number: the first rank, which tells it, has a GPU.
+        if local_size > (gpus := torch.cuda.device_count()):
+            raise UserError(f"{local_size} processes on this node, which has {gpus} GPU(s): --nproc-per-node {gpus}")
         torch.cuda.set_device(local_rank)
         if settings.deterministic:
             # cuBLAS is only deterministic with a fixed workspace, which it reads when it starts.

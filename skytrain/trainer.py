@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Collection
 
@@ -131,13 +132,14 @@ def finish(run: Run, watch: Watch, metrics: Metrics) -> None:
         metrics.say(f"stopped after step {run.done}: {watch.why}; {where} is complete, --resume auto goes on from it")
     else:
         # Here, so that a run that was ended between its last checkpoint and its export still makes it.
-        if run.config.export.at_end:
-            metrics.say(f"exported to {write_export(run)}")
+        exported = write_export(run) if run.config.export.at_end else None
         if (measured := metrics.typical()) is not None:
             numbers, text = in_run.compared(run.plan, measured)
             metrics.write({"step": run.total, **numbers})
             metrics.say(text)
         metrics.say(f"done: {run.total} steps, checkpoint in {where.parent}")
+        if exported is not None:
+            metrics.say(f"exported to {exported}; serve it: vllm serve {shlex.quote(str(exported))}")
     metrics.close()
     run.feed.close()
 

@@ -12,7 +12,10 @@ CODE = "import sys; sys.modules['torch'] = None\nfrom skytrain.cli import main; 
 def test_a_command_that_needs_torch_says_so(words):
     done = subprocess.run([sys.executable, "-P", "-c", CODE, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: this command needs torch; pip install 'skytrain[train]'"
+    assert (
+        done.stderr.strip()
+        == "error: this command needs torch; pip install 'skytrain[train]' (skytrain doctor tells more)"
+    )
 
 
 def test_ctrl_c_while_the_commands_are_imported():

@@ -36,7 +36,7 @@ def test_every_recipe_loads_and_its_dump_is_equal(path, tmp_path):
 
 
 def test_recipes_are_found():
-    assert {"cpu_demo", "sky_t1_32b", "sky_t1_7b"} <= {path.stem for path in RECIPES}
+    assert {"cpu_demo", "own_chats", "sky_t1_32b", "sky_t1_7b"} <= {path.stem for path in RECIPES}
 
 
 def test_overrides_replace_the_recipe_and_bare_words_are_strings(recipe):
@@ -62,8 +62,8 @@ def test_dump_holds_strange_strings(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("optim.rate=1", ["optim", "rate"]),
-        ("trian.epochs=1", ["trian"]),
+        ("optim.rate=1", ["optim", "rate", "there are name, lr, betas"]),
+        ("trian.epochs=1", ["trian", "there are run, model, data"]),
         ("optim.lr=fast", ["optim.lr", "float"]),
         ("train.epochs=1.5", ["train.epochs", "int"]),
         ("train.compile=1", ["train.compile", "bool"]),

@@ -190,3 +190,13 @@ def test_a_rank_whose_first_never_starts_says_so():
     store.set("start", "of a start before")
     with pytest.raises(dist.DistStoreError, match="rank 0 did not start within"):
         parallel.fresh_store(store, 1, 2, 0.1)
+
+
+def test_more_processes_than_gpus_are_told_by_the_first_rank(inputs, tmp_path, monkeypatch):
+    """It has a GPU itself, and the one that has none is not heard."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"3 processes on this node, which has 2 GPU.*--nproc-per-node 2"):
+        parallel.start(runs.settings(*inputs, tmp_path / "run", train__device="cuda"))

@@ -54,10 +54,12 @@ def refused(model: Path, data: Path, tmp_path: Path, **overrides) -> str:
     return message
 
 
-def test_right_inputs_train(model, data, tmp_path):
-    """So that the refusals below are of what each test spoils."""
+def test_right_inputs_train(model, data, tmp_path, capsys):
+    """So that the refusals below are of what each test spoils. What is made is told last, and what to do with it."""
     train(runs.settings(model, data, tmp_path / "run"))
-    assert (tmp_path / "run" / "export").exists()
+    (exported,) = (tmp_path / "run" / "export").iterdir()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"exported to {exported}; serve it: vllm serve {exported}"
     assert config.load(tmp_path / "run" / "config.toml").model.path == str(model)
 
 

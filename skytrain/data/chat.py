@@ -25,6 +25,7 @@ from skytrain.data.messages import REASONING, Conversation, Refused, conversatio
 from skytrain.data.template import ChatTemplate, read_json, read_templates, templates_sha256
 from skytrain.errors import UserError
 from skytrain.files import read_regular
+from skytrain.model_folder import absent
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _tokenizer_bytes(folder: Path) -> bytes:
     try:
         return read_regular(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); the model folder needs a fast tokenizer") from None
+        why = f"{path}: cannot be read ({error.strerror})" if path.exists() else absent(path)
+        raise UserError(why) from None
 
 
 def _of_tokenizers(error: BaseException) -> bool:

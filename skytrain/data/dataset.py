@@ -354,11 +354,12 @@ def _row_text(row: dict[str, Any]) -> str:
 def read_info(folder: Path) -> DatasetInfo:
     path = folder / "dataset.json"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; prepare one with skytrain prep tokenize")
+        what = "a file, and no data set" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; make one: skytrain prep tokenize CHATS.jsonl --model MODEL --out FOLDER")
     try:
         raw = read_regular(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing, so the data set is unfinished; {REMEDY}") from None
+        raise UserError(f"{path}: missing, so this is no data set, or an unfinished one; {REMEDY}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from None
     try:

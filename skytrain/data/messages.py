@@ -57,7 +57,8 @@ def from_row(row: Any) -> Conversation:
         raise Refused("malformed", "the row is not an object")
     form = [key for key in ("messages", "conversations") if row.get(key) is not None]
     if len(form) != 1:
-        raise Refused("malformed", "the row needs one of the keys messages and conversations")
+        there = ", ".join(f"{key}"[:40] for key in list(row)[:8]) or "none"
+        raise Refused("malformed", f"the row needs one of the keys messages and conversations (its keys: {there})")
     messages = row[form[0]]
     if form == ["conversations"] and isinstance(messages, list):
         messages = [_from_sharegpt(turn, number) for number, turn in enumerate(messages, 1)]

@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from skytrain.errors import UserError
 from skytrain.files import read_regular, unique_keys
+from skytrain.model_folder import absent
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -56,8 +57,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises `UserError` naming the file."""
     try:
         value = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=unique_keys)
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; give a Hugging Face model folder with its fast tokenizer") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(absent(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
@@ -85,7 +86,10 @@ def read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             found[extra.stem] = _text(extra)
     if not all(isinstance(found.get(name, ""), str) for name in ("default", "tool_use")) or "default" not in found:
-        raise UserError(f"{folder}: no chat template (neither chat_template.jinja nor one in tokenizer_config.json)")
+        raise UserError(
+            f"{folder}: no chat template (neither chat_template.jinja nor one in tokenizer_config.json), as of a base "
+            "model; copy the chat_template.jinja of a chat model with the same tokenizer into it, or take that model"
+        )
     return found
 
 

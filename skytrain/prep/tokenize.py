@@ -257,7 +257,9 @@ class _Stage:
     def take(self, outcome: Outcome) -> None:
         where = f"{outcome.where}: {' '.join(outcome.detail.split())}"
         if outcome.unreadable and self._on_error == "error":
-            raise UserError(f"{where}; mend it, or leave such rows out with --on-error drop")
+            form = outcome.where.endswith(":1") and "not JSON" in where
+            hint = ": a line is a row, or the whole file one JSON array" if form else ""
+            raise UserError(f"{where}{hint}; mend it, or leave such rows out with --on-error drop")
         if outcome.reason == "too_long" and self._overlong == "error":
             raise UserError(f"{where}; raise --max-length, or leave such rows out with --overlong drop")
         self.ledger.read(0, outcome.n_tokens)
@@ -279,10 +281,24 @@ class _Stage:
 
     def finish(self) -> DatasetInfo:
         print(self.ledger.table(self._examples))
+        if self.ledger.rows.kept == 0:
+            raise UserError(f"{self._writer.folder}: no row was kept, so no data set was written: {self._why_none()}")
         system = next(iter(self._systems)) if len(self._systems) == 1 else None
         info = self._writer.finish(self.ledger, system)
         print(f"wrote {self._writer.folder}: {info.n_docs:,} documents, {info.n_tokens:,} tokens")
         return info
+
+    def _why_none(self) -> str:
+        """The commonest reason, with its first row."""
+        rows = self.ledger.rows
+        if rows.read == 0:
+            return "the input has no rows"
+        reason = max(rows.dropped, key=rows.dropped.__getitem__)
+        remedy = "; raise --max-length" if reason == "too_long" else ""
+        form = '; a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+        return f"{rows.dropped[reason]:,} of {rows.read:,} {reason}, the first {self._examples[reason]}" + (
+            form if reason in ("malformed", "bad_role", "empty") else remedy
+        )
 
 
 def register(subparsers: Any) -> None:

@@ -82,3 +82,32 @@ def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_rank(number, recipe
     process.stdout.close()
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, done + 1))
+
+
+def test_a_mistake_is_the_last_thing_that_torchrun_writes_and_stands_there_once(recipe, tmp_path):
+    """What ranks write themselves would stand above forty lines of torchrun's own."""
+    for words, line in [
+        (["nowhere.toml"], "error: recipe nowhere.toml: No such file or directory; give the path of a TOML recipe"),
+        ([recipe(tmp_path / "run"), "--resumed"], "error: unrecognized arguments: --resumed; train.py --help"),
+        ([recipe(tmp_path / "run"), "model.path=nowhere"], "error: nowhere: no such folder in "),
+    ]:
+        process = torchrun(ROOT / "launch" / "train.py", *words)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert said.count(line) == 1, said
+        assert line in said.splitlines()[-2], said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_without_skytrain_is_told(tmp_path):
+    """As the torchrun of another one is."""
+    other = tmp_path / "launch"
+    other.mkdir()
+    (tmp_path / "skytrain").symlink_to(ROOT / "skytrain")
+    (other / "train.py").write_bytes((ROOT / "launch" / "train.py").read_bytes())
+    command = [sys.executable, "-S", "-P", str(other / "train.py"), "recipe.toml"]  # -S: without what is installed
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: skytrain is not installed for {sys.executable}: ")
+    assert done.stderr.count("\n") == 1

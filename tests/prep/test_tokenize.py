@@ -230,20 +230,32 @@ def test_rows_without_an_id_are_named_by_file_and_place(tmp_path, model):
 def test_the_command_s_mistakes_are_one_line_and_status_2(tmp_path, model):
     good = write_jsonl(tmp_path / "good.jsonl", [chat("a", "b")])
     none = write_jsonl(tmp_path / "none.jsonl", [chat("a", ""), {}])
+    keys = write_jsonl(tmp_path / "keys.jsonl", [{"instruction": "a", "output": "b"}])
+    long = write_jsonl(tmp_path / "long.jsonl", [chat("a" * 99, "b")])
+    blank, spread = tmp_path / "blank.jsonl", tmp_path / "spread.json"
+    blank.write_text("")
+    spread.write_text(json.dumps(chat("a", "b"), indent=1))
+    inputs = sorted(os.listdir(tmp_path))
     out = tmp_path / "set"
     cases = [
         ([tmp_path / "missing.jsonl", "--model", model, "--out", out], "missing.jsonl"),
         ([tmp_path, "--model", model, "--out", out], "is a folder"),
-        ([good, "--model", tmp_path / "nowhere", "--out", out], "tokenizer.json"),
+        ([good, "--model", tmp_path / "nowhere", "--out", out], "nowhere: no such folder"),
         ([good, "--model", model, "--out", out, "--max-length", "1"], "--max-length 1"),
         ([good, "--model", model, "--out", out, "--workers", "0"], "--workers 0"),
         ([good, "--model", model, "--out", good], "is a file"),
+        ([keys, "--model", model, "--out", out], "(its keys: instruction, output)"),
+        ([blank, "--model", model, "--out", out], "the input has no rows"),
+        ([long, "--model", model, "--out", out, "--max-length", "9"], "raise --max-length"),
+        ([spread, "--model", model, "--out", out], "spread.json:1: not JSON"),
+        ([spread, "--model", model, "--out", out], "a line is a row"),
         ([none, "--model", model, "--out", out], "no row was kept"),
+        ([none, "--model", model, "--out", out], "1 of 2 empty, the first"),
     ]
     for arguments, message in cases:
         result = commands.run("prep", "tokenize", *arguments)
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
-        assert sorted(os.listdir(tmp_path)) == ["good.jsonl", "none.jsonl"]
+        assert sorted(os.listdir(tmp_path)) == inputs
     assert "1" in result.stdout and "malformed" in result.stdout, "the ledger says why nothing was kept"
     assert commands.run("prep", "tokenize", good, "--model", model, "--out", out).returncode == 0
     result = commands.run("prep", "tokenize", good, "--model", model, "--out", out)
