@@ -1,5 +1,7 @@
 """What an evaluation is asked to do: a recipe's TOML, the command line over it, and what both leave out.
 
+A recipe's [plan] is for `skytrain plan` (skytrain/plan/work.py).
+
 model = "NovaSky-AI/Sky-T1-32B-Preview"
 server = ["http://127.0.0.1:8000/v1"]
 samples = 8                            # of every task that does not say otherwise
@@ -8,8 +10,6 @@ samples = 8                            # of every task that does not say otherwi
 name = "aime24"
 data = "data/eval/aime24.jsonl"
 expected = [31, 46]                    # percent; or by part: { easy = [80, 92], hard = [11, 25] }
-
-A recipe's [plan] is for `skytrain plan` (skytrain/plan/work.py).
 """
 
 from __future__ import annotations

@@ -166,10 +166,17 @@ def _override(path: Path, by_name: dict[str, dict[str, Any]], overrides: list[st
         name, _, key = key.partition(".")
         if name not in by_name or not key:
             raise UserError(f"{word}: no stage of {path} is named {name!r}; as NAME.KEY=VALUE")
+        table = by_name[name]
+        if name == "plan":  # whose settings are tables in tables
+            *tables, key = key.split(".")
+            for inner in tables:
+                table = table.setdefault(inner, {}) if isinstance(table, dict) else None
+            if not isinstance(table, dict):
+                raise UserError(f"{word}: no table of {path} is named so; as plan.work.generate.requests=1000")
         try:
-            by_name[name][key] = tomllib.loads(f"value = {value}")["value"]
+            table[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            by_name[name][key] = value
+            table[key] = value
 
 
 def _parse(step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: str | Path) -> argparse.Namespace:
