@@ -2,8 +2,9 @@
 
     python bench/plan.py [--untraced] [--only stages]
 
-Each case is the command as a user types it; those of STAGES are recipes of preparation and evaluation. A trace takes one or two minutes, and about 1 GB; float8 has
-none (`skytrain plan` says why), and plans the memory of its case without it.
+Each case is the command as a user types it; those of STAGES are recipes of preparation and evaluation. A trace takes
+one or two minutes, and about 1 GB; float8 has none (`skytrain plan` says why), and plans the memory of its case
+without it.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_a_run_that_fails_is_not_queued_again(tmp_path):
 
 
 def test_before_its_end_the_ranks_save_and_the_job_is_queued_again(tmp_path):
-    """With torchrun itself and two ranks. Slurm signals the process that it has started, and not that one's children."""
+    """With torchrun itself and two ranks. Slurm signals the process that it has started, not its children."""
     model = write_tiny_model(tmp_path / "model", "qwen2")
     data = runs.write_data(tmp_path / "data", runs.random_documents(24, vocab=VOCAB_SIZE), model)
     run = tmp_path / "run"
