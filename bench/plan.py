@@ -1,9 +1,10 @@
 """What `skytrain plan` says of the recipes, and its memory beside that of a traced step of the whole model.
 
-    python bench/plan.py [--untraced]
+    python bench/plan.py [--untraced] [--only stages]
 
-Each case is the command as a user types it. A trace takes one or two minutes, and about 1 GB; float8 has
-none (`skytrain plan` says why), and plans the memory of its case without it.
+Each case is the command as a user types it; those of STAGES are recipes of preparation and evaluation. A trace takes
+one or two minutes, and about 1 GB; float8 has none (`skytrain plan` says why), and plans the memory of its case
+without it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ CASES: dict[str, list[str]] = {
     ],
     "7B on 1": ["sky_t1_7b.toml", "--gpus", "1"],
     "7B on 1, states on the host": ["sky_t1_7b.toml", "--gpus", "1", "optim.format=host"],
+    "32B on 2 nodes of 8": ["sky_t1_32b.toml", "--gpus", "16", "parallel.nodes=2"],
+    "32B on 2 nodes of 8, sharded over both": ["sky_t1_32b.toml", "--gpus", "16"],
+    "32B on 4 nodes of 8": ["sky_t1_32b.toml", "--gpus", "32", "parallel.nodes=4"],
 }  # fmt: skip
+STAGES: dict[str, list[str]] = {"the data": ["prep/sky_t1.toml"], "the evaluation": ["eval_sky_t1.toml"]}
 
 
 def plan(words: list[str], *, traced: bool) -> tuple[dict, float]:
@@ -68,13 +73,36 @@ def values(found: dict, seconds: float) -> dict[str, tuple[float, str]]:
     return result | {"the command takes": (seconds, "s")}
 
 
+def stage_values(found: dict, seconds: float) -> dict[str, tuple[float, str]]:
+    """Of each stage or task that is planned, and of all."""
+    result = {}
+    for stage in found["stages"]:
+        if stage["hours"] is not None:
+            result[f"{stage['name']}, run"] = (stage["hours"], "h")
+            result[f"{stage['name']}, money"] = (stage["money"], "USD")
+        if "tokens_per_s" in stage:
+            result[f"{stage['name']}, tokens out"] = (stage["tokens_per_s"], "1/s")
+    return result | {
+        "run": (found["hours"], "h"),
+        "money": (found["money"], "USD"),
+        "the command takes": (seconds, "s"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--untraced", action="store_true", help="the arithmetic alone")
-    traced = not parser.parse_args().untraced
+    parser.add_argument("--only", choices=("stages", "nodes"), help="those of STAGES, or of several nodes")
+    arguments = parser.parse_args()
     rows = []
-    for case, words in CASES.items():
-        found = values(*plan(words, traced=traced and not any("float8" in word for word in words)))
+    for case, words in (CASES | STAGES).items():
+        if arguments.only and not (case in STAGES if arguments.only == "stages" else "nodes" in case):
+            continue
+        if case in STAGES:
+            found = stage_values(*plan(words, traced=False))
+        else:
+            traced = not arguments.untraced and not any("float8" in word for word in words)
+            found = values(*plan(words, traced=traced))
         print(case + ": " + ", ".join(f"{metric} {value:.5g} {unit}" for metric, (value, unit) in found.items()))
         rows += [
             {"case": case, "metric": metric, "value": f"{value:.6g}", "unit": unit}

@@ -19,7 +19,7 @@ from skytrain.eval.settings import WINDOW, Settings, read
 from skytrain.eval.tasks import TASKS
 from skytrain.prep.asking import add_model_arguments, extra_of
 
-OPTIONS = {*Settings.__struct_fields__, *WINDOW} - {"task"}
+OPTIONS = {*Settings.__struct_fields__, *WINDOW} - {"task", "plan"}
 
 
 def register(commands: Any) -> None:

@@ -1,5 +1,7 @@
 """What an evaluation is asked to do: a recipe's TOML, the command line over it, and what both leave out.
 
+A recipe's [plan] is for `skytrain plan` (skytrain/plan/work.py).
+
 model = "NovaSky-AI/Sky-T1-32B-Preview"
 server = ["http://127.0.0.1:8000/v1"]
 samples = 8                            # of every task that does not say otherwise
@@ -25,6 +27,7 @@ from skytrain.errors import UserError
 from skytrain.eval.asked import Variant
 from skytrain.eval.tasks import check_name, task_of
 from skytrain.files import read_regular
+from skytrain.plan.work import WorkPlan, check_names
 
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
 """What a task may have of its own."""
@@ -63,7 +66,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     instruction stands). system: none (the model's chat template says its own, if it has one), train (the one that
     skytrain trains with) or a file. prompts: a folder of texts in the place of ours. thinks: whether answers without
     thoughts are warned of. engine: what the servers do not tell of themselves, as dtype. price: USD for a million
-    tokens in and out. The rest as in `skytrain.prep.asking` and `skytrain.prep.grading`.
+    tokens in and out. plan: for `skytrain plan` alone. The rest as in `skytrain.prep.asking` and
+    `skytrain.prep.grading`.
     """
 
     model: str = ""
@@ -91,6 +95,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     on_unanswered: Literal["error", "drop"] = "error"
     workers: int | None = None
     sandbox: Literal["bubblewrap", "process"] = "bubblewrap"
+    plan: WorkPlan = WorkPlan()
 
     @property
     def folder(self) -> Path:
@@ -111,7 +116,8 @@ def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -
         settings = msgspec.convert(content, Settings)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_told(error)}") from None
-    chosen = settings.task if not tasks else [_named(word, settings.task, where) for word in tasks]
+    every = settings.task
+    chosen = every if not tasks else [_named(word, every, where) for word in tasks]
     if not chosen:
         raise UserError(f"{where}: names no task; as --tasks aime24=FILE, or [[task]] in a recipe")
     if settings.out == "":
@@ -125,6 +131,7 @@ def read(path: str | Path | None, given: dict[str, Any], tasks: Sequence[str]) -
     growing = [task.name for task in chosen if task_of(task.name).dated]
     if window and not growing:
         raise UserError(f"--{next(iter(window))}: none of the tasks grows, as livecodebench does; leave it out")
+    check_names(settings.plan, [task.name for task in every], where)
     settings.task = [
         resolved(msgspec.structs.replace(task, **own, **(window if task.name in growing else {})), settings)
         for task in chosen

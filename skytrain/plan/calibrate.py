@@ -78,6 +78,7 @@ def _row(world: World, seconds: float) -> Device:
         network=assumed.network if assumed else 1.0,
         float8_tensorwise=assumed.float8_tensorwise if assumed else 0.0,
         float8_rowwise=assumed.float8_rowwise if assumed else 0.0,
+        serving=assumed.serving if assumed else 0.0,
         source="measured: rates over the row's peaks" + note,
     )
     if gpu:

@@ -1,4 +1,5 @@
-"""`skytrain plan RECIPE`: memory, hours and money of a run before a machine is rented for it."""
+"""`skytrain plan RECIPE`: memory, hours and money of a run before a machine is rented for it; and requests, tokens,
+hours and money of a recipe of data preparation or evaluation, for which torch is not imported."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from skytrain import config
 from skytrain.errors import UserError
-from skytrain.plan import hardware
+from skytrain.plan import hardware, stages
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -17,10 +18,11 @@ def register(commands: argparse._SubParsersAction) -> None:
         "plan",
         help="forecast memory, hours and money of a recipe",
         description="Says what a run will take: memory of a GPU by kind and whether it fits, seconds of a step by "
-        "kind, hours, tokens/s, MFU and money; and what else could be set. Needs no GPU, no model and no data: see "
+        "kind, hours, tokens/s, MFU and money; and what else could be set. Of a recipe of data preparation or "
+        "evaluation: requests, tokens, hours and money of each stage. Needs no GPU, no model and no data: see "
         "[plan] in the recipes.",
     )
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="TOML recipe, as for training")
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="TOML recipe, of training, prep or eval")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in the recipe's place")
     parser.add_argument("--data", metavar="DIR", help="prepared data set (default: data.path, else drawn lengths)")
     parser.add_argument("--gpu", metavar="ID", help="row of the hardware table (default: plan.gpu)")
@@ -41,13 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--out: is where --calibrate writes; give both, or neither")
     if arguments.recipe is None:
         raise UserError("skytrain plan: give a recipe, as in skytrain plan launch/recipes/sky_t1_32b.toml")
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise UserError(f"--gpus {arguments.gpus}: must be at least 1")
+    if arguments.price is not None and not 0 <= arguments.price < float("inf"):
+        raise UserError(f"--price {arguments.price}: must be a finite number, 0 or more")
+    if stages.kind(arguments.recipe) != "training":
+        return _stages(arguments)
     settings = config.load(arguments.recipe, arguments.overrides)
     gpus = settings.plan.gpus if arguments.gpus is None else arguments.gpus
-    if gpus < 1:
-        raise UserError(f"--gpus {gpus}: must be at least 1")
     price = settings.log.price_per_gpu_hour if arguments.price is None else arguments.price
-    if price is not None and not 0 <= price < float("inf"):
-        raise UserError(f"--price {price}: must be a finite number, 0 or more")
     device = hardware.find(arguments.gpu or settings.plan.gpu)
     if arguments.trace and settings.train.float8 is not None:
         raise UserError(
@@ -79,6 +83,26 @@ def run(arguments: argparse.Namespace) -> None:
     if traced is not None:
         gib = hardware.GIB
         print(f"traced: {traced / gib:.2f} GiB of tensors at the peak, planned {one.memory.live / gib:.2f}")
+
+
+def _stages(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from skytrain.plan.stages_report import show
+
+    for option in ("data", "trace"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option}: is of a recipe of training, and {arguments.recipe} is none; leave it out")
+    one = stages.plan_recipe(
+        arguments.recipe, arguments.overrides, gpu=arguments.gpu, gpus=arguments.gpus, price=arguments.price
+    )
+    if arguments.json:
+        print(json.dumps(stages.as_json(one), indent=1))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    show(console, one)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

@@ -37,6 +37,8 @@ class Efficiency(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     float8_tensorwise: float = 0.0
     """Of fp8_tflops, by train.float8's recipe; 0: not known."""
     float8_rowwise: float = 0.0
+    serving: float = 0.0
+    """Of a server's roofline at the rates above (serving.py); 0: not known."""
     source: str
 
 

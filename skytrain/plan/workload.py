@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -16,11 +15,9 @@ from skytrain.data.dataset import TokenDataset
 from skytrain.data.plan import Planner
 from skytrain.errors import UserError
 from skytrain.model import ModelConfig
+from skytrain.plan.known import SPREAD, known_shapes
 from skytrain.rotary import Rope
 
-SPREAD = 0.65
-"""Sigma of the logarithm of drawn lengths: with a mean of 4,660 tokens it leaves 12% over 8,192, as reasoning traces
-have (7 to 14% of Sky-T1's rows)."""
 SHORTEST = 200
 STEPS_LOOKED_AT = 600
 """Of a longer run, so many steps, evenly spread, stand for all."""
@@ -46,12 +43,10 @@ def model_shapes(config: Config) -> tuple[ModelConfig, str]:
 
 @functools.cache
 def known_models() -> dict[str, ModelConfig]:
-    table = tomllib.loads(Path(__file__).with_name("models.toml").read_text(encoding="utf-8"))
     found = {}
-    for name, own in table["models"].items():
-        keys = table[own["model_type"]] | own
-        keys.pop("parameters")
-        found[name] = ModelConfig(rope=Rope("default", keys.pop("rope_theta")), **keys)
+    for name, keys in known_shapes().items():
+        others = {key: value for key, value in keys.items() if key != "rope_theta"}
+        found[name] = ModelConfig(rope=Rope("default", keys["rope_theta"]), **others)
     return found
 
 

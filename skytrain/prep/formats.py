@@ -105,8 +105,8 @@ def math(row: Row) -> Row:
 
 
 def still2(row: Row) -> Row:
-    """`response` of its provenance is the published thoughts and solution, which the recipe takes as they are. Many
-    rows of science end without a short answer; their gold is the whole solution, and `gold_is` says so."""
+    """`answer` is the published thoughts and solution, with their tags, which `rewrite` takes as they are. Many rows of
+    science end without a short answer; their gold is the whole solution, and `gold_is` says so."""
     prompt, response = text(row, "question"), text(row, "combined_text")
     subject = row.get("domain")
     domain = domain_of(subject) if subject is not None else "other"
@@ -115,15 +115,15 @@ def still2(row: Row) -> Row:
     whole = domain == "other" and not gold
     if domain != "code" and (letter := choice_gold(prompt, gold)):
         gold, domain = letter, "choice"
-    return problem(
+    found = problem(
         source=f"still2_{str(subject or 'other').strip().casefold()}",
         domain=domain,
         prompt=prompt,
         gold=None if domain == "code" else solution if whole else gold,
         solution=solution,
         gold_is="solution" if whole else None,
-        response=response,
     )
+    return {**found, "reasoning": None, "answer": response}
 
 
 def gsm8k(row: Row) -> Row:

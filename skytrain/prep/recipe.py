@@ -8,6 +8,8 @@
     inputs = ["numina/*.parquet"]  # files, or names of earlier stages; by default all that no stage has read yet
     format = "numina"              # what the command calls --format; a list is an option given again and again
 
+A recipe's [plan] is for `skytrain plan` (skytrain/plan/work.py).
+
 What can be told beforehand is checked before the first stage begins: words, servers' addresses, prompts, the sandbox,
 evaluation files, the tokenizer. A stage that is finished is not done again, so that a run that was ended goes on by
 being started again.
@@ -28,6 +30,7 @@ import msgspec
 from skytrain.data.dataset import read_info
 from skytrain.errors import UserError
 from skytrain.files import read_regular
+from skytrain.plan.work import WorkPlan, work_plan
 from skytrain.prep.stage import FORMAT, Account, Finished, beside, fingerprint, read_finished, write_atomically
 
 OWN = ("do", "name", "inputs")
@@ -46,17 +49,24 @@ class Step:
     args: argparse.Namespace | None = None
 
 
-def run_recipe(path: str | Path, parsers: Mapping[str, Any], overrides: list[str], overwrite: bool = False) -> int:
+def run_recipe(
+    path: str | Path, parsers: Mapping[str, Any], overrides: list[str], overwrite: bool = False, to: str | None = None
+) -> int:
     """Does all stages and prints what became of the rows. Returns the first exit status that is not 0.
 
-    parsers: of the stages' commands, by name. overrides: NAME.KEY=VALUE each. Raises `UserError`.
+    parsers: of the stages' commands, by name. overrides: NAME.KEY=VALUE each. to: the last stage to do, by name. Raises
+    `UserError`.
     """
     steps = read_recipe(Path(path), parsers, overrides)
+    names = [step.name for step in steps]
+    if to is not None and to not in names:
+        raise UserError(f"--to {to}: no stage of {path} has this name; give one of {', '.join(names)}")
     for step in steps:
         step.args = _parse(step, parsers[step.do], overwrite, path)
     for step in steps:
         if hasattr(step.args, "check"):
             step.args.check(step.args)
+    steps = steps if to is None else steps[: names.index(to) + 1]
     for step in steps:
         if step.name != step.do:
             print(f"{step.name}:", flush=True)
@@ -69,16 +79,7 @@ def run_recipe(path: str | Path, parsers: Mapping[str, Any], overrides: list[str
 
 def read_recipe(path: Path, parsers: Mapping[str, Any], overrides: list[str]) -> list[Step]:
     """Raises `UserError` that names the stage and the key."""
-    try:
-        content = tomllib.loads(read_regular(path).decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as TOML ({error})") from None
-    stages, folder = content.pop("stage", None), content.pop("folder", None)
-    if content:
-        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a recipe has folder and [[stage]]s")
-    if not isinstance(folder, str) or not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
-        raise UserError(f"{path}: needs folder, as text, and [[stage]]s")
-    _override(path, stages, overrides)
+    folder, stages, _ = read_stages(path, overrides)
     steps: dict[str, Step] = {}
     unread: list[Step] = []
     for number, stage in enumerate(stages, 1):
@@ -88,6 +89,22 @@ def read_recipe(path: Path, parsers: Mapping[str, Any], overrides: list[str]) ->
     if not steps:
         raise UserError(f"{path}: has no [[stage]]")
     return list(steps.values())
+
+
+def read_stages(path: Path, overrides: list[str]) -> tuple[str, list[dict[str, Any]], WorkPlan]:
+    """(folder, the stages' own tables, [plan]). Looks at none of their files. Raises `UserError`."""
+    try:
+        content = tomllib.loads(read_regular(path).decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error})") from None
+    stages, folder, plan = content.pop("stage", None), content.pop("folder", None), content.pop("plan", {})
+    if content:
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a recipe has folder, [[stage]]s and [plan]")
+    if not isinstance(folder, str) or not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
+        raise UserError(f"{path}: needs folder, as text, and [[stage]]s")
+    by_name = {str(stage.get("name", stage.get("do"))): stage for stage in stages}
+    _override(path, {"plan": plan, **by_name}, overrides)
+    return folder, stages, work_plan(plan, by_name, str(path))
 
 
 def _step(
@@ -143,17 +160,23 @@ def _words(key: str, value: Any) -> list[str]:
     return [f"{option}={value}"]
 
 
-def _override(path: Path, stages: list[dict[str, Any]], overrides: list[str]) -> None:
-    by_name = {str(stage.get("name", stage.get("do"))): stage for stage in stages}
+def _override(path: Path, by_name: dict[str, dict[str, Any]], overrides: list[str]) -> None:
     for word in overrides:
         key, _, value = word.partition("=")
         name, _, key = key.partition(".")
         if name not in by_name or not key:
             raise UserError(f"{word}: no stage of {path} is named {name!r}; as NAME.KEY=VALUE")
+        table = by_name[name]
+        if name == "plan":  # whose settings are tables in tables
+            *tables, key = key.split(".")
+            for inner in tables:
+                table = table.setdefault(inner, {}) if isinstance(table, dict) else None
+            if not isinstance(table, dict):
+                raise UserError(f"{word}: no table of {path} is named so; as plan.work.generate.requests=1000")
         try:
-            by_name[name][key] = tomllib.loads(f"value = {value}")["value"]
+            table[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            by_name[name][key] = value
+            table[key] = value
 
 
 def _parse(step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: str | Path) -> argparse.Namespace:
@@ -216,4 +239,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("recipe", metavar="RECIPE.toml")
     parser.add_argument("overrides", nargs="*", metavar="NAME.KEY=VALUE", help="settings that replace the recipe's")
     parser.add_argument("--overwrite", action="store_true", help="do again what was made with other inputs or settings")
-    parser.set_defaults(run=lambda args: run_recipe(args.recipe, subparsers.choices, args.overrides, args.overwrite))
+    parser.add_argument("--to", metavar="NAME", help="stop after this stage; the same command without it goes on")
+    parser.set_defaults(
+        run=lambda args: run_recipe(args.recipe, subparsers.choices, args.overrides, args.overwrite, args.to)
+    )

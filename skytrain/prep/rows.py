@@ -1,4 +1,4 @@
-"""Rows of JSON lines, of one JSON array, of Parquet, or of CSV, each with its place in the file, in bounded memory."""
+"""Rows of JSON lines, a JSON array, Parquet, Arrow or CSV, each with its place in the file, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,9 @@ from skytrain.files import open_regular, unique_keys
 from skytrain.prep.csv_rows import Table
 
 BOM = codecs.BOM_UTF8
+CONTINUATION = b"\xff\xff\xff\xff"
+"""With which a stream of Arrow begins, and each message of it."""
+ARROW_END = CONTINUATION + bytes(4)
 CHUNK = 1 << 20
 LARGEST_ROW = 64 << 20
 """Characters of one element of a JSON array: where none ends within these, the array is broken."""
@@ -36,7 +39,8 @@ class RawRow:
 
     file: str
     number: int
-    """From 1: the line of JSON lines, the element of a JSON array, the row of Parquet, or of CSV behind its names."""
+    """From 1: the line of JSON lines, the element of a JSON array, the row of Parquet or Arrow, or of CSV behind its
+    names."""
     line: int | None
     size: int
     data: bytes | dict[str, Any] | Unreadable
@@ -93,6 +97,8 @@ def _rows(name: str, file: BinaryIO) -> Iterator[RawRow]:
     file.seek(0)
     if start.startswith(b"PAR1"):
         yield from _parquet(name, file)
+    elif start.startswith(CONTINUATION):
+        yield from _arrow(name, file)
     elif start.removeprefix(BOM).lstrip()[:1] == b"[":
         yield from read_array(name, file)
     else:
@@ -222,21 +228,51 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[RawRow]:
         import pyarrow.parquet
     except ImportError:
         raise UserError(f"{name}: reading Parquet needs pyarrow; pip install 'skytrain[prep]'") from None
-    size, number = Path(name).stat().st_size, 0
+    table = _opened(name, "Parquet", lambda: pyarrow.parquet.ParquetFile(file, page_checksum_verification=True))
+    share = Path(name).stat().st_size // max(1, table.metadata.num_rows)
+    yield from _columnar(name, "Parquet", table.schema_arrow.names, table.iter_batches(batch_size=64), lambda _: share)
+
+
+def _arrow(name: str, file: BinaryIO) -> Iterator[RawRow]:
+    """A stream of record batches, as `datasets` saves them."""
     try:
-        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        columns = table.schema_arrow.names
-        if twice := sorted({column for column in columns if columns.count(column) > 1}):
-            raise UserError(f"{name}: the column {twice[0]!r} stands twice; rename or drop one")
-        share = size // max(1, table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=64):
+        import pyarrow.ipc
+    except ImportError:
+        raise UserError(f"{name}: reading Arrow needs pyarrow; pip install 'skytrain[prep]'") from None
+    table = _opened(name, "Arrow", lambda: pyarrow.ipc.open_stream(pyarrow.PythonFile(file, mode="r")))
+    yield from _columnar(name, "Arrow", table.schema.names, table, lambda batch: batch.nbytes // batch.num_rows)
+    file.seek(file.tell() - len(ARROW_END))
+    if file.read() != ARROW_END:  # pyarrow takes the end of the file for the end of the stream
+        raise UserError(f"{name}: is cut off (no mark of its end); download it again")
+
+
+def _opened(name: str, kind: str, opened: Callable[[], Any]) -> Any:
+    import pyarrow
+
+    try:
+        return opened()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot be read as {kind} ({' '.join(str(error).split())})") from None
+
+
+def _columnar(
+    name: str, kind: str, columns: list[str], batches: Iterable[Any], share: Callable[[Any], int]
+) -> Iterator[RawRow]:
+    """share: bytes of a row of a batch."""
+    import pyarrow
+
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise UserError(f"{name}: the column {twice[0]!r} stands twice; rename or drop one")
+    number = 0
+    try:
+        for batch in batches:
             for i in range(batch.num_rows):
                 number += 1
                 try:
                     value: Any = batch.slice(i, 1).to_pylist()[0]
                 except (ValueError, OverflowError) as error:  # bytes that are no UTF-8; a time that Python cannot hold
                     value = Unreadable(f"not UTF-8 ({error})" if isinstance(error, UnicodeDecodeError) else str(error))
-                yield RawRow(name, number, None, share, value)
+                yield RawRow(name, number, None, share(batch), value)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: cannot be read as Parquet after row {number} ({reason})") from None
+        raise UserError(f"{name}: cannot be read as {kind} after row {number} ({reason})") from None

@@ -132,16 +132,16 @@ def _trigrams(text: str) -> Counter[tuple[str, ...]]:
 def split(reasoning: str | None, answer: str, domain: str, boxed: bool = True) -> tuple[str, str]:
     """(thoughts, solution) of a regular trace, without a model. Raises `Irregular` where the trace is not regular.
 
-    Regular is one whose thoughts came apart from its answer; one that ends in a part headed "Final Answer" or the
-    like; or, for code, one that ends in its only code block, or whose last block repeats none. The solution has to be
-    one.
+    Regular is one that has the two sections already; one whose thoughts came apart from its answer; one that ends in a
+    part headed "Final Answer" or the like; or, for code, one that ends in its only code block, or whose last block
+    repeats none. The solution has to be one.
     """
-    if any(tag in part for tag in (*TAGS, *THINK) for part in (reasoning or "", answer)):
+    found = _by_tags(answer) if reasoning is None else None
+    if found is None and any(tag in part for tag in (*TAGS, *THINK) for part in (reasoning or "", answer)):
         raise Irregular("irregular", "a tag stands within the trace")
     if reasoning is not None:
         found = reasoning.strip(), answer.strip()
-    else:
-        found = _by_heading(answer) or (_by_block(answer) if domain == "code" else None)
+    found = found or _by_heading(answer) or (_by_block(answer) if domain == "code" else None)
     if found is None or not found[0] or not found[1]:
         raise Irregular("irregular", "no place where the solution begins can be told")
     try:
@@ -149,6 +149,13 @@ def split(reasoning: str | None, answer: str, domain: str, boxed: bool = True) -
     except Irregular as error:
         raise Irregular("irregular", str(error)) from None
     return found
+
+
+def _by_tags(text: str) -> tuple[str, str] | None:
+    try:
+        return sections(text)
+    except Irregular:
+        return None
 
 
 def _by_heading(text: str) -> tuple[str, str] | None:

@@ -162,7 +162,7 @@ def test_still2(tmp_path):
         ("still2_chemistry", "other", "It boils."),
     ]
     assert problems[0]["solution"] == "It is \\boxed{water}."
-    assert problems[0]["provenance"]["response"] == STILL2["combined_text"]
+    assert problems[0]["answer"] == STILL2["combined_text"] and problems[0]["reasoning"] is None
     assert [drop["reason"] for drop in drops] == ["no_tests", "no_answer", "no_answer", "malformed"]
     assert [row["provenance"].get("gold_is") for row in problems] == [None, None, None, "solution"]
 

@@ -282,3 +282,18 @@ def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
     for step in steps:
         recipe._parse(step, stages[step.do], False, path)
     assert [step.do for step in steps][-1] == "tokenize" and len(steps) >= 9
+
+
+def test_a_run_can_stop_after_a_stage_and_be_gone_on_with(work, capsys):
+    write(work / "x.jsonl", [{"question": f"{i}+1?", "answer": f"{i + 1}"} for i in range(9)])
+    text = "folder = 'a'\n[[stage]]\ndo = 'import'\ninputs = ['x.jsonl']\ndomain = 'math'\n"
+    text += "[[stage]]\ndo = 'select'\nrule = ['domain=math count=4']\n"
+    (work / "recipe.toml").write_text(text, encoding="utf-8")
+    assert run("recipe.toml", "--to", "import") == 0
+    assert "adds up: 9 rows read, 9 kept at the end by 1 stages" in capsys.readouterr().out
+    assert not (work / "a" / "select.jsonl").exists()
+    assert run("recipe.toml") == 0
+    told = capsys.readouterr().out
+    assert told.count("(done before)") == 1 and "4 kept at the end by 2 stages" in told
+    with pytest.raises(UserError, match=r"--to grade: no stage .* give one of import, select"):
+        run("recipe.toml", "--to", "grade")

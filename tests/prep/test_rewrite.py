@@ -4,6 +4,7 @@ import json
 
 import pytest
 from chat_models import write_qwen3
+from published import STILL2
 from teacher import Teacher
 
 from skytrain.data.chat import ChatTokenizer
@@ -11,6 +12,7 @@ from skytrain.errors import UserError
 from skytrain.prep.asking import Model, Sampling
 from skytrain.prep.client import Asking
 from skytrain.prep.grade.fences import blocks, program_of
+from skytrain.prep.importing import import_problems
 from skytrain.prep.label import difficulty_of, label
 from skytrain.prep.prompts import Prompts
 from skytrain.prep.rewrite import rewrite
@@ -233,6 +235,30 @@ def test_other_traces_are_left_to_a_model(reasoning, answer, domain):
     with pytest.raises(Irregular) as error:
         split(reasoning, answer, domain)
     assert error.value.reason == "irregular"
+
+
+def test_a_trace_that_has_the_two_sections_is_taken_as_it_is():
+    assert split(None, TAGGED, "math") == sections(TAGGED)
+    with pytest.raises(Irregular) as error:  # no box, where one is wanted
+        split(None, tagged(THOUGHTS, "It is water."), "math")
+    assert error.value.reason == "irregular"
+    assert split(None, tagged(THOUGHTS, "It is water."), "other", boxed=False) == (THOUGHTS, "It is water.")
+    with pytest.raises(Irregular):  # of a reply whose thoughts came apart the tags are not asked for
+        split("I think.", TAGGED, "math")
+
+
+def test_published_traces_of_science_are_replies_without_a_model(tmp_path):
+    """STILL-2: also where the gold is the whole solution, which has no box."""
+    boiling = {**STILL2, "combined_text": tagged("Is it oil?", "It boils at sea level.")}
+    (tmp_path / "still2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (STILL2, boiling)))
+    import_problems([tmp_path / "still2.jsonl"], tmp_path / "problems.jsonl", form="still2")
+    rewrite([tmp_path / "problems.jsonl"], tmp_path / "out.jsonl", by="rules")
+    found = rows(tmp_path / "out.jsonl")
+    assert [sections(row["messages"][-1]["content"])[1] for row in found] == [
+        "It is \\boxed{water}.", "It boils at sea level.",
+    ]  # fmt: skip
+    assert [row["messages"][1]["content"] for row in found] == [STILL2["question"]] * 2
+    assert not {"answer", "reasoning"} & found[0].keys()
 
 
 def test_rewriting_by_rules(tmp_path):

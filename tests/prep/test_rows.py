@@ -156,6 +156,29 @@ def test_parquet(tmp_path):
         parsed(path)
 
 
+def test_arrow_as_datasets_saves_it(tmp_path):
+    """A stream of record batches: read row by row, packed or not, and told where it is cut off or damaged."""
+    pa = pytest.importorskip("pyarrow")
+
+    chats = [{"question": f"é{i}", "tests": {"inputs": ["1"] * i}} for i in range(9)]
+    path = tmp_path / "data-00000-of-00001.arrow"
+    table = pa.Table.from_pylist(chats)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=4)
+    assert parsed(path) == [(f"{path} row {i}", chat) for i, chat in enumerate(chats, 1)]
+    whole = path.read_bytes()
+    packed = tmp_path / "data.arrow.gz"
+    packed.write_bytes(gzip.compress(whole))
+    assert [row for _, row in parsed(packed)] == chats
+    path.write_bytes(whole[:-8])
+    with pytest.raises(UserError, match=r"\.arrow: is cut off \(no mark of its end\)"):
+        parsed(path)
+    for end in (len(whole) - 100, 40):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"\.arrow: (cannot be read as Arrow|is cut off)"):
+            parsed(path)
+
+
 def test_a_time_that_python_cannot_hold_spoils_its_row_alone(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
