@@ -340,14 +340,35 @@ def progress_bar() -> Progress:
 
 def add_stage_arguments(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     """INPUT..., --out, --on-error and --overwrite, which every stage has."""
-    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help="JSON lines, one JSON array, Parquet, or CSV")
-    parser.add_argument("--out", required=True, help="file of JSON lines to write")
-    parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
-    parser.add_argument("--overwrite", action="store_true", help="replace an --out of other inputs or settings")
+    parser.add_argument(
+        "inputs", nargs=nargs, metavar="INPUT", help="file of rows: JSON lines, one JSON array, Parquet or CSV"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="OUT.jsonl",
+        help="file of rows to write; beside it OUT.dropped.jsonl (what was left out, and why) and OUT.ledger.json",
+    )
+    add_on_error(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an OUT.jsonl that was made of other inputs or with other settings",
+    )
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("error", "drop"),
+        default="error",
+        help="what becomes of a row that cannot be read: end the stage, or drop and count the row",
+    )
 
 
 def guarded(work: Callable[[], Any], out: str | Path) -> int:
-    """Runs a stage from the command line: exit status 0, or 130 after Ctrl-C. Raises `UserError` for a full disk."""
+    """Runs a stage from the command line: exit status 0, or 130 after Ctrl-C. Raises `UserError` for a full disk,
+    or a folder that may not be written."""
     try:
         work()
     except KeyboardInterrupt:
