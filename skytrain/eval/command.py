@@ -45,6 +45,17 @@ def register(commands: Any) -> None:
         help="benchmarks to ask; with a recipe, some of its tasks (default: all of them)",
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=32768, unset=True)
+    _add_own_arguments(parser)
+    parser.add_argument(
+        "--rescore", action="store_true", help="judge the answers that --out holds anew, and ask nothing"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace scores that were made with other settings")
+    parser.set_defaults(run=run)
+
+
+def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of evaluations alone. Those that are not given are left out of the namespace, so that a recipe's
+    stand."""
     unset = {"default": argparse.SUPPRESS}
     parser.add_argument(
         "--out", metavar="DIR", help="folder for answers, verdicts and scores (default: runs/eval-MODEL)", **unset
@@ -92,11 +103,6 @@ def register(commands: Any) -> None:
         help="where programs run; process: with limits of time and memory only, not isolated (default: bubblewrap)",
         **unset,
     )
-    parser.add_argument(
-        "--rescore", action="store_true", help="judge the answers that --out holds anew, and ask nothing"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace scores that were made with other settings")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -324,6 +324,11 @@ def register(subparsers: Any) -> None:
         formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
+    _add_check_arguments(parser)
+    parser.set_defaults(run=run, check=check)
+
+
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     default, add, switch = Checks(), parser.add_argument, argparse.BooleanOptionalAction
     number = {"type": int, "metavar": "N"}
     share = {"type": float, "metavar": "SHARE"}
@@ -352,10 +357,7 @@ def register(subparsers: Any) -> None:
     add("--loops", action=switch, default=True, help="drop responses that repeat a phrase again and again")
     add("--loop-words", default=default.loop_words, help="tokens that a repeated phrase covers to be a loop", **number)
     add(
-        "--loop-repeats",
-        default=default.loop_repeats,
-        help="times that a phrase of three and more words stands in a row to be a loop",
-        **number,
+        "--loop-repeats", default=default.loop_repeats, help="repeats of a phrase of three words that are one", **number
     )
     add("--languages", action=switch, default=True, help="drop responses in another script than their prompt's")
     add("--foreign-share", default=default.foreign_share, help="share of letters of another script allowed", **share)
@@ -378,7 +380,6 @@ def register(subparsers: Any) -> None:
         help="most rows of a source; it is told where it has fewer; may be given again",
     )
     add("--seed", default=0, help="seed of the choice among a source's rows", **number)
-    parser.set_defaults(run=run, check=check)
 
 
 def check(args: argparse.Namespace) -> Checks:
