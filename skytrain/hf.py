@@ -150,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a complete Hugging Face model folder") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
     return value

@@ -85,7 +85,10 @@ def read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         for extra in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             found[extra.stem] = _text(extra)
     if not all(isinstance(found.get(name, ""), str) for name in ("default", "tool_use")) or "default" not in found:
-        raise UserError(f"{folder}: no chat template (neither chat_template.jinja nor one in tokenizer_config.json)")
+        raise UserError(
+            f"{folder}: no chat template (neither chat_template.jinja nor one in tokenizer_config.json); put one "
+            "there, as launch/templates/qwen2_5.jinja"
+        )
     return found
 
 

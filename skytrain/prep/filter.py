@@ -69,7 +69,7 @@ class Checks:
         if self.coverage == 0:
             raise UserError("--coverage 0: must be above 0; leave --against out for no decontamination")
         if self.min_words and self.max_words and self.min_words > self.max_words:
-            raise UserError(f"--min-words {self.min_words} is above --max-words {self.max_words}")
+            raise UserError(f"--min-words {self.min_words} is above --max-words {self.max_words}; nothing would pass")
         if not self.source.strip():
             raise UserError("--source: must not be empty")
         self._check_limits()

@@ -307,17 +307,19 @@ def without_times(row: Row) -> Row:
 
 def absolute_tests(row: Row, folder: Path) -> Row:
     """Tests too large for a row stand in a file (`{"file": ...}`), named from the folder of the file of rows."""
-    tests = row.get("tests")
-    if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
-        return row
-    return {**row, "tests": {**tests, "file": os.path.abspath(folder / tests["file"])}}
+    return _with_tests_file(row, lambda file: os.path.abspath(folder / file))
 
 
 def relative_tests(row: Row, folder: Path) -> Row:
+    """The way back: as a file of rows in `folder` names them."""
+    return _with_tests_file(row, lambda file: os.path.relpath(file, folder))
+
+
+def _with_tests_file(row: Row, named: Callable[[str], str]) -> Row:
     tests = row.get("tests")
     if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
         return row
-    return {**row, "tests": {**tests, "file": os.path.relpath(tests["file"], folder)}}
+    return {**row, "tests": {**tests, "file": named(tests["file"])}}
 
 
 def run_stage(stage: Stage, work: Callable[[Stage], None], *, overwrite: bool = False) -> Account:
