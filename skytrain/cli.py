@@ -3,47 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
+from collections.abc import Iterable
+from types import ModuleType
 
 from skytrain import __version__
 from skytrain.errors import UserError, exit_on_user_error
 
-TRAINING = ("torch", "triton", "tensorboard", "torchao")
+COMMANDS = {
+    "plan": "skytrain.plan.command",
+    "export": "skytrain.export_command",
+    "eval": "skytrain.eval.command",
+    "verify": "skytrain.verify_command",
+    "report": "skytrain.report.command",
+}
+STAGES = {
+    "import": "skytrain.prep.importing",
+    "label": "skytrain.prep.label",
+    "select": "skytrain.prep.select",
+    "generate": "skytrain.prep.generate",
+    "rewrite": "skytrain.prep.rewrite",
+    "grade": "skytrain.prep.grading",
+    "filter": "skytrain.prep.filter",
+    "tokenize": "skytrain.prep.tokenize",
+    "run": "skytrain.prep.recipe",
+}
+"""Of `skytrain prep`, in the order of a recipe."""
+EXTRAS = {
+    **dict.fromkeys(("torch", "triton", "tensorboard", "torchao"), "train"),
+    **dict.fromkeys(("aiohttp", "pyarrow", "latex2sympy2_extended", "sympy"), "prep"),
+}
+"""Of each library that a command may lack the extra that brings it."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The commands are imported here and not above, so that Ctrl-C meanwhile is answered as any other."""
-    from skytrain import export_command, verify_command
-    from skytrain.eval import command as eval_command
-    from skytrain.plan import command as plan_command
-    from skytrain.report import command as report_command
-
+def parser(words: list[str]) -> argparse.ArgumentParser:
+    """Knows the command that `words` name, and where they name none, as before --help, all: to import all of them takes
+    a second, and libraries that a single command does without."""
+    named = [word for word in words if not word.startswith("-")]
     top = argparse.ArgumentParser(prog="skytrain", description="Supervised fine-tuning of reasoning models.")
     top.add_argument("--version", action="version", version=f"skytrain {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     prep = commands.add_parser("prep", help="prepare data", description="Data preparation; needs no torch.")
-    stages = prep.add_subparsers(required=True, metavar="STAGE")
-    for stage in prep_stages():
-        stage.register(stages)
-    plan_command.register(commands)
-    export_command.register(commands)
-    eval_command.register(commands)
-    verify_command.register(commands)
-    report_command.register(commands)
+    if named[:1] == ["prep"]:
+        stages = prep.add_subparsers(required=True, metavar="STAGE")
+        # A recipe is of all the stages' words.
+        for stage in modules(STAGES, [] if named[1:2] == ["run"] else named[1:]):
+            stage.register(stages)
+    else:
+        for command in modules(COMMANDS, named):
+            command.register(commands)
     return top
 
 
-def prep_stages() -> tuple:
-    """The modules of `skytrain prep`, in the order of a recipe."""
-    from skytrain.prep import filter as filtering
-    from skytrain.prep import generate, grading, importing, label, recipe, rewrite, select, tokenize
-
-    return importing, label, select, generate, rewrite, grading, filtering, tokenize, recipe
+def modules(table: dict[str, str], named: list[str]) -> Iterable[ModuleType]:
+    """The module of the first of `named`, or all of the table. Not imported at the top, so that Ctrl-C meanwhile is
+    answered as any other."""
+    wanted = named[:1] if named and named[0] in table else table
+    return (importlib.import_module(table[name]) for name in wanted)
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """Exits with 2 for words that mean nothing. Settings (section.key=value) may stand after options, where argparse by
-    itself no longer looks for them."""
-    top = parser()
+    """words: `sys.argv`'s where they are None. Exits with 2 for words that mean nothing. Settings (section.key=value)
+    may stand after options, where argparse by itself no longer looks for them."""
+    words = sys.argv[1:] if words is None else words
+    top = parser(words)
     arguments, rest = top.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest != settings or (rest and not hasattr(arguments, "overrides")):
@@ -63,6 +87,6 @@ def _run() -> int | None:
         arguments = parse()
         return arguments.run(arguments)
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING:
+        if error.name not in EXTRAS:
             raise
-        raise UserError(f"this command needs {error.name}; pip install 'skytrain[train]'") from None
+        raise UserError(f"this command needs {error.name}; pip install 'skytrain[{EXTRAS[error.name]}]'") from None
