@@ -29,9 +29,9 @@ THREADS = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("math", "programs"))
+    parser.add_argument("--times", type=int, default=20, help="each case is judged in a round (20)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is told (5)")
+    parser.add_argument("--only", choices=("math", "programs"), help="one of the two alone")
     arguments = parser.parse_args()
     rows = []
     for name, measure in (("math", math_rates), ("programs", program_rates)):

@@ -133,9 +133,9 @@ def ratios(times: dict[str, list[tuple[float, float]]], name: str, other: str) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=64, help="parameters, in 2^20")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--millions", type=float, default=64, help="parameters, in 2^20 (64)")
+    parser.add_argument("--rounds", type=int, default=21, help="steps of each contender that count (21)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor (all cores)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # Of a few million each, as a rank's shards of a 32B model's matrices, and norms between them.

@@ -149,8 +149,10 @@ def measure(work: Path, precision: str, rounds: int, threads: int, chosen: str |
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--precision", choices=list(STEPS_A_ROUND), help="default: both")
-    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side (7)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the processor (all cores)"
+    )
     parser.add_argument("--setting", choices=list(peer_trl.SETTINGS), help="of TRL; default: the fastest one found")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -31,8 +31,8 @@ STEPS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--rounds", type=int, default=15, help="of ten steps with a checkpoint, and ten without (15)")
+    parser.add_argument("--large", action="store_true", help="memory with 2 GB of weights, in the place of throughput")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="saving-") as folder:

@@ -250,10 +250,12 @@ def rows_of(kind: str, name: str, found: dict[str, list[float]]) -> list[dict[st
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the first CPU workload alone")
-    parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--rounds", type=int, default=61, help="steps of each side that count, at least 3 (61)")
     parser.add_argument("--workload", help="one of them, by name")
     parser.add_argument("--store", action="store_true", help="write what was found, here and into bench/results")
-    parser.add_argument("--baselines", type=Path, default=BASELINES)
+    parser.add_argument(
+        "--baselines", type=Path, default=BASELINES, help="file of stored ratios (bench/throughput.toml)"
+    )
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() and not options.small else "cpu")
     workloads = dict(list(CPU.items())[:1]) if options.small else (GPU if device.type == "cuda" else CPU)

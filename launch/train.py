@@ -1,7 +1,9 @@
 """Trains by a recipe: torchrun --nproc-per-node 8 launch/train.py RECIPE.toml [section.key=value ...]
 
 Without torchrun it trains in one process. The run folder (run.dir) then holds the resolved config.toml,
-metrics.jsonl, tensorboard/, checkpoints/ and export/.
+metrics.jsonl, tensorboard/, checkpoints/ and export/. skytrain/config.py tells every setting and its default.
+
+    torchrun --nproc-per-node 8 launch/train.py launch/recipes/sky_t1_7b.toml data.path=data/mine run.dir=runs/mine
 """
 
 from __future__ import annotations
@@ -29,15 +31,16 @@ except ModuleNotFoundError as missing:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # Optional for argparse alone, which else counts the overrides among the arguments that are required.
-    parser.add_argument("recipe", nargs="?", help="TOML file, as in launch/recipes")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE.toml", help="settings of a run, as in launch/recipes")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
     parser.add_argument(
         "--resume", choices=["never", "auto"], default="never",
-        help="auto: go on from the newest complete checkpoint in the run folder, if there is one",
+        help="auto: go on from the newest complete checkpoint in the run folder, if there is one (default: never)",
     )  # fmt: skip
     parser.add_argument(
         "--change", action="append", default=[], metavar="KEY",
-        help="a setting that may differ from the resumed run's although it changes its course, as in optim.lr",
+        help="a setting that may differ from the resumed run's although it changes its course, as optim.lr; may be "
+        "given again",
     )  # fmt: skip
     arguments = parser.parse_intermixed_args()
     if arguments.recipe is None:

@@ -30,12 +30,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from skytrain.config import Activations
-from skytrain.config_rules import OPERATIONS
 from skytrain.errors import UserError
 from skytrain.model import CausalLM, DecoderLayer
 from skytrain.offload import Frame, HostMemory, Stored, alias, is_dense
-
-__all__ = ["OPERATIONS", "Policy", "apply", "policies"]
 
 Forward = Callable[..., Tensor]
 

@@ -14,7 +14,7 @@ LONGEST = 2000
 EXTRAS = {
     **dict.fromkeys(("torch", "triton", "tensorboard"), "train"),
     "torchao": "float8",
-    **dict.fromkeys(("aiohttp", "pyarrow", "latex2sympy2_extended"), "prep"),
+    **dict.fromkeys(("aiohttp", "pyarrow", "latex2sympy2_extended", "sympy"), "prep"),
 }
 """By package, the extra that brings it."""
 

@@ -156,7 +156,7 @@ def export(
             storage.write_file(partial / name, [content])
         partial.rename(out)
     except OSError as error:
-        raise UserError(f"export to {out}: {error.strerror or error}") from error
+        raise UserError(f"export to {out}: {error.strerror or error}; free space, or name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

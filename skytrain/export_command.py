@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from skytrain import config
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +19,16 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export",
         help="write a checkpoint as a Hugging Face folder",
-        description="Writes the weights of a run's checkpoint, as the run's own export would have, into a new folder.",
+        description="Writes the weights of a run's checkpoint, as the run's own export would have, into a new folder "
+        "that transformers and vLLM read. Needs no GPU.",
+        epilog="Example:\n  skytrain export runs/mine models/mine",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="run folder, with config.toml and checkpoints/")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to make")
-    parser.add_argument("--step", type=int, metavar="N", help="of this step (default: the newest complete one)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest complete one)"
+    )
     parser.set_defaults(run=run)
 
 

@@ -151,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}" if path.exists() else absent(path)) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
     return value

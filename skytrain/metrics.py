@@ -32,8 +32,8 @@ class Metrics:
         self.console = Console(highlight=False, soft_wrap=True, quiet=not world.is_first)
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         self.peak = peak_flops(name)
-        self.started, self.first, self.previous = time.perf_counter(), done, done
-        self.since, self.tokens, self.targets, self.flops, self.again = self.started, 0, 0, 0.0, 0.0
+        self.started, self.first = time.perf_counter(), done
+        self._begin(self.started, done)
         self.measured: list[dict[str, float]] = []
         self.money_before, self.file, self.board = 0.0, None, None
         if world.is_first:
@@ -47,6 +47,11 @@ class Metrics:
                 raise UserError(
                     f"{error.filename or path}: {error.strerror or error}; free it for the metrics"
                 ) from None
+
+    def _begin(self, now: float, step: int) -> None:
+        """What is counted from here on is the next line's. step: completed steps."""
+        self.since, self.previous = now, step
+        self.tokens, self.targets, self.flops, self.again = 0, 0, 0.0, 0.0
 
     def count(self, tokens: int, targets: int, flops: float, again: float = 0.0) -> None:
         """Adds one step, over all ranks: tokens, target tokens, the model's FLOPs, and those done again."""
@@ -74,21 +79,14 @@ class Metrics:
         if self.settings.price_per_gpu_hour is not None:
             hours = (now - self.started) / 3600
             line["money"] = self.money_before + hours * self.world.size * self.settings.price_per_gpu_hour
-        self.since, self.previous, self.tokens, self.targets, self.flops, self.again = now, step, 0, 0, 0.0, 0.0
+        self._begin(now, step)
         self.measured.append({key: line[key] for key in ("peak_memory_gib", "step_s", "tokens_per_s")})
         self.write(line)
         self.console.print(self._text(line))
 
     def rewind(self, done: int) -> None:
         """The run has gone back to step `done`: what was written of later steps goes."""
-        self.since, self.previous, self.tokens, self.targets, self.flops, self.again = (
-            time.perf_counter(),
-            done,
-            0,
-            0,
-            0.0,
-            0.0,
-        )
+        self._begin(time.perf_counter(), done)
         self.first = min(self.first, done)
         if self.file is not None:
             path = Path(self.file.name)

@@ -36,8 +36,6 @@ class HostMemory:
         self.tokens = tokens
         self.bytes_out = self.bytes_in = 0
         """Moved to the host and back, since the start."""
-        self.pinned_bytes = 0
-        """Of all slabs."""
         self._free: dict[int, list[tuple[Tensor, torch.cuda.Event | None]]] = {}
         self._leaving: deque[list[tuple[Tensor, int, torch.cuda.Event]]] = deque([[]])
         self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
@@ -80,7 +78,6 @@ class HostMemory:
         if not free:
             count = min(SLAB_BUFFERS, max(1, SLAB_BYTES // capacity))
             slab = torch.empty(count * capacity, dtype=torch.uint8, pin_memory=device.type == "cuda")
-            self.pinned_bytes += slab.numel()
             free += [(slab[i * capacity : (i + 1) * capacity], None) for i in range(count)]
         return free.pop()
 

@@ -58,7 +58,10 @@ def start(config: Config) -> World:
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if size % config.parallel.nodes:
-        raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of ranks, {size}")
+        raise UserError(
+            f"parallel.nodes = {config.parallel.nodes}: does not divide the number of ranks, {size}; "
+            "set 1, or the number of machines"
+        )
     if kind == "cuda":
         # Not of this rank's own number: the first rank, which tells it, has a GPU.
         if local_size > (gpus := torch.cuda.device_count()):

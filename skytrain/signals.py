@@ -28,14 +28,6 @@ def listen() -> None:
             signal.signal(number, _handle)
 
 
-def stop_listening() -> None:
-    """The system's own handling again."""
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPPING:
-            if signal.getsignal(number) is _handle:
-                signal.signal(number, signal.SIG_DFL)
-
-
 def asked() -> str | None:
     """The name of the signal that asked this process to stop."""
     return None if _asked is None else _asked[1]

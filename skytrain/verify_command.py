@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from skytrain import config
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,14 +33,20 @@ def register(commands: argparse._SubParsersAction) -> None:
         "colour), export (tensors and logits against transformers), packing (packed against unpacked), ranks (several "
         "against one) and resume (to the bit). Exit status 0 where none fails, 1 where one does, 2 for a recipe, model "
         "or data set that cannot be checked. Nothing is left behind.",
+        epilog="Example:\n  skytrain verify launch/recipes/sky_t1_7b.toml model.path=models/mine data.path=data/mine",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="TOML recipe, as for training")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in the recipe's place")
-    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(NAMES)}")
-    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="processes of ranks and resume (2)")
-    parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps of resume (4)")
-    parser.add_argument("--examples", type=int, default=2, metavar="N", help="decoded documents of data (2)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--only", metavar="NAMES", help=f"the checks to make, some of {','.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "--ranks", type=int, default=2, metavar="N", help="processes that the checks ranks and resume start"
+    )
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="optimizer steps of the check resume")
+    parser.add_argument(
+        "--examples", type=int, default=2, metavar="N", help="documents that the check data prints decoded"
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     parser.set_defaults(run=run)
 
 

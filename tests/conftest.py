@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from skytrain import parallel
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Not above: it imports the kernels, which look at the variable.
+from skytrain import parallel
 
 # A shell's background jobs ignore the signal, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

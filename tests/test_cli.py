@@ -1,21 +1,54 @@
 """The command by itself: what is missing and what interrupts it are one line."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-CODE = "import sys; sys.modules['torch'] = None\nfrom skytrain.cli import main; main()"
+from skytrain import cli
+
+CODE = "import sys; sys.modules['{}'] = None\nfrom skytrain.cli import main; main()"
+LACKING = [
+    ("torch", "train", ["plan", "launch/recipes/cpu_demo.toml"]),
+    ("torch", "train", ["export", "x", "--step", "1", "y"]),
+    ("aiohttp", "prep", ["eval", "--tasks", "aime24"]),
+]
 
 
-@pytest.mark.parametrize("words", [["plan", "launch/recipes/cpu_demo.toml"], ["export", "x", "--step", "1", "y"]])
-def test_a_command_that_needs_torch_says_so(words):
-    done = subprocess.run([sys.executable, "-P", "-c", CODE, *words], capture_output=True, text=True, timeout=60)
+def without(library, *words):
+    command = [sys.executable, "-P", "-c", CODE.format(library), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("library, extra, words", LACKING)
+def test_a_command_that_needs_a_library_says_so(library, extra, words):
+    done = without(library, *words)
     assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        == "error: this command needs torch; pip install 'skytrain[train]' (skytrain doctor tells more)"
-    )
+    advice = f"pip install 'skytrain[{extra}]' (skytrain doctor tells more)"
+    assert done.stderr.strip() == f"error: this command needs {library}; {advice}"
+
+
+def test_a_command_does_without_the_libraries_of_another():
+    done = without("aiohttp", "prep", "tokenize", "--help")
+    assert done.returncode == 0 and "usage: skytrain prep tokenize" in done.stdout
+    done = without("aiohttp", "plan", "nowhere.toml")
+    assert done.returncode == 2 and "nowhere.toml: No such file" in done.stderr
+
+
+@pytest.mark.parametrize("words, listed", [(["--help"], cli.COMMANDS), (["prep", "--help"], cli.STAGES)])
+def test_help_lists_every_command(capsys, words, listed):
+    with pytest.raises(SystemExit):
+        cli.parse(words)
+    told = capsys.readouterr().out
+    assert all(re.search(rf"^    {name} ", told, re.MULTILINE) for name in listed)
+
+
+@pytest.mark.parametrize("words, known", [(["plann"], "'report'"), (["prep", "toknize"], "'tokenize'")])
+def test_an_unknown_command_lists_those_that_there_are(capsys, words, known):
+    with pytest.raises(SystemExit):
+        cli.parse(words)
+    assert known in capsys.readouterr().err
 
 
 def test_ctrl_c_while_the_commands_are_imported():

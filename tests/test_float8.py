@@ -40,7 +40,7 @@ def train(c, count: int = 3) -> list[dict]:
 
 
 def train_all(configs: dict) -> dict:
-    return {name: train(c) for name, c in configs.items()}
+    return {name: train(c, 2) for name, c in configs.items()}
 
 
 def rounded(x: torch.Tensor, dtype: torch.dtype, dim: int | None) -> torch.Tensor:

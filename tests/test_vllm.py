@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import transformers
 from chat_models import write_qwen2_5
-from teacher import free_port, until
+from ranks import free_port
+from teacher import until
 from tiny_models import write_tiny_model
 
 from skytrain.errors import UserError

@@ -100,7 +100,7 @@ class ChatTokenizer:
         except BaseException as error:
             if not _of_tokenizers(error):
                 raise
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
+            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error}); download it again") from None
         template = ChatTemplate(folder, now or datetime.now())
         return cls(tokenizer, template, hashlib.sha256(raw).hexdigest())
 

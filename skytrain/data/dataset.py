@@ -96,7 +96,9 @@ class DatasetWriter:
         Raises `UserError` when nothing was added, ValueError when the ledger does not add up to the documents.
         """
         if self._n_docs == 0:
-            raise UserError(f"{self.folder}: no row was kept, so no data set was written")
+            raise UserError(
+                f"{self.folder}: no row was kept, so no data set was written; the ledger says what dropped them"
+            )
         ledger = ledger or self._ledger
         problem = ledger.problem()
         kept = (ledger.rows.kept, ledger.tokens.trained, ledger.tokens.context)

@@ -86,10 +86,6 @@ class Planner:
             self._starts.append(self._starts[-1] + len(self._ends[-1]))
         self.total_steps = self._starts[-1] if max_steps is None else min(max_steps, self._starts[-1])
 
-    def steps_in_epoch(self, epoch: int) -> int:
-        """Steps of a whole epoch, though `max_steps` may end the run in it. IndexError for one that is never begun."""
-        return len(self._ends[epoch])
-
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, index within it) of a step of the run, 0 <= step < total_steps."""
         if not 0 <= step < self.total_steps:

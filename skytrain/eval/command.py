@@ -17,6 +17,7 @@ from skytrain.eval.results import Results, Score, TaskResult
 from skytrain.eval.run import evaluate, rescore
 from skytrain.eval.settings import WINDOW, Settings, read
 from skytrain.eval.tasks import TASKS
+from skytrain.help import HelpFormatter
 from skytrain.prep.asking import add_model_arguments, extra_of
 
 OPTIONS = {*Settings.__struct_fields__, *WINDOW} - {"task", "plan"}
@@ -29,36 +30,79 @@ def register(commands: Any) -> None:
         help="score a model on benchmarks, with intervals",
         description="Asks the servers what the folder's log does not hold, judges the answers, and writes scores with "
         f"95% intervals to OUT/results.json. Tasks: {', '.join(TASKS)}, or a name and file of your own problems.",
+        epilog="Examples:\n  skytrain eval --tasks math500,aime24=aime.jsonl --server http://127.0.0.1:8000/v1 --model "
+        "NAME\n  skytrain eval launch/recipes/eval_sky_t1.toml --server http://127.0.0.1:8000/v1 --model NAME",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE.toml", help="settings and tasks; options come over it")
     parser.add_argument(
-        "--tasks", action="append", default=[], metavar="NAME[=FILE],...", help="which; of a recipe, which of its own"
+        "recipe", nargs="?", metavar="RECIPE.toml", help="settings and tasks; options replace its settings"
+    )
+    parser.add_argument(
+        "--tasks",
+        action="append",
+        default=[],
+        metavar="NAME[=FILE],...",
+        help="benchmarks to ask; with a recipe, some of its tasks (default: all of them)",
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=32768, unset=True)
-    unset = {"default": argparse.SUPPRESS}
-    parser.add_argument("--out", metavar="DIR", help="folder of all that is made (default: runs/eval-MODEL)", **unset)
-    parser.add_argument("--samples", type=int, help="answers a problem (default: 16)", **unset)
-    parser.add_argument("--limit", type=int, help="the first so many problems of each task", **unset)
+    _add_own_arguments(parser)
     parser.add_argument(
-        "--prompt", choices=VARIANTS, help="where the instruction stands; bare: none (default: before)", **unset
+        "--rescore", action="store_true", help="judge the answers that --out holds anew, and ask nothing"
     )
-    parser.add_argument("--system", help="none, train (what skytrain trains with) or a file (default: none)", **unset)
-    parser.add_argument(
-        "--thinks", action=argparse.BooleanOptionalAction, help="warn of answers without thoughts (default)", **unset
-    )
-    parser.add_argument(
-        "--engine", action="append", metavar="KEY=TEXT", help="what the servers do not tell, as dtype=bfloat16", **unset
-    )
-    parser.add_argument("--version", help="of LiveCodeBench, as release_v2", **unset)
-    parser.add_argument("--since", metavar="DAY", help="of its contests the first, as 2024-08-01", **unset)
-    parser.add_argument("--until", metavar="DAY", help="of its contests the last", **unset)
-    parser.add_argument("--workers", type=int, help="answers judged at a time (default: one a core)", **unset)
-    parser.add_argument(
-        "--sandbox", choices=("bubblewrap", "process"), help="of programs (default: bubblewrap)", **unset
-    )
-    parser.add_argument("--rescore", action="store_true", help="judge what --out holds again, and ask nobody")
     parser.add_argument("--overwrite", action="store_true", help="replace scores that were made with other settings")
     parser.set_defaults(run=run)
+
+
+def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of evaluations alone. Those that are not given are left out of the namespace, so that a recipe's
+    stand."""
+    unset = {"default": argparse.SUPPRESS}
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for answers, verdicts and scores (default: runs/eval-MODEL)", **unset
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="answers asked for each problem (default: 16)", **unset
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only the first N problems of each task", **unset)
+    parser.add_argument(
+        "--prompt",
+        choices=VARIANTS,
+        help="where the instruction on the answer's form stands, to the question; bare: nowhere (default: before)",
+        **unset,
+    )
+    parser.add_argument(
+        "--system",
+        metavar="WHICH",
+        help="system prompt: none, train (the one that is trained with) or a file (default: none)",
+        **unset,
+    )
+    parser.add_argument(
+        "--thinks",
+        action=argparse.BooleanOptionalAction,
+        help="warn where answers hold no thoughts (the default)",
+        **unset,
+    )
+    parser.add_argument(
+        "--engine",
+        action="append",
+        metavar="KEY=TEXT",
+        help="kept with the scores: what servers do not tell of themselves, as dtype=bfloat16; may be given again",
+        **unset,
+    )
+    parser.add_argument("--version", metavar="NAME", help="release of LiveCodeBench, as release_v2", **unset)
+    parser.add_argument(
+        "--since", metavar="DAY", help="LiveCodeBench: contests from this day on, as 2024-08-01", **unset
+    )
+    parser.add_argument("--until", metavar="DAY", help="LiveCodeBench: contests up to this day", **unset)
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="answers judged at a time (default: one a core)", **unset
+    )
+    parser.add_argument(
+        "--sandbox",
+        choices=("bubblewrap", "process"),
+        help="where programs run; process: with limits of time and memory only, not isolated (default: bubblewrap)",
+        **unset,
+    )
 
 
 def run(args: argparse.Namespace) -> int:

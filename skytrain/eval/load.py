@@ -70,7 +70,9 @@ def _checked(
     if limit is not None and limit < 1:
         raise UserError(f"{task.name}: limit {limit}: must be at least 1")
     if not task.dated and (since or until):
-        raise UserError(f"{task.name}: its problems have no dates, so that since and until cannot be asked for")
+        raise UserError(
+            f"{task.name}: its problems have no dates, so that since and until cannot be asked for; leave them out"
+        )
     first = _day(task, "since", since) if since else datetime.date.min
     last = _day(task, "until", until) if until else datetime.date.max
     if first > last:
@@ -95,7 +97,7 @@ def files_of(task: Task, data: list[str | Path] | None, out: Path, version: str 
     if not paths:
         raise UserError(f"{task.name}: no data are named")
     if twice := [path for path in paths if paths.count(path) > 1]:
-        raise UserError(f"{task.name}: {twice[0]} is named twice")
+        raise UserError(f"{task.name}: {twice[0]} is named twice; name each file once")
     if missing := [path for path in paths if not path.exists()]:
         where = f"; it is {_published(task, version)}" if task.hub else ""
         raise UserError(f"{task.name}: {missing[0]} is not there{where}")

@@ -1,1 +1,1 @@
-"""What a machine can do: the hardware table."""
+"""What a run will take, before it starts: memory, time and money, by the hardware table."""

@@ -54,7 +54,10 @@ def forecast(
     nodes do not divide, documents that cannot be packed, a budget that cannot be kept.
     """
     if gpus % config.parallel.nodes:
-        raise UserError(f"parallel.nodes = {config.parallel.nodes}: does not divide the number of GPUs, {gpus}")
+        raise UserError(
+            f"parallel.nodes = {config.parallel.nodes}: does not divide the number of GPUs, {gpus}; "
+            "set 1, or the number of machines"
+        )
     if device is not None and device.dtype == "bfloat16" and not device.product_rate(config.train.float8):
         raise UserError(
             f"train.float8 = {config.train.float8!r}: the hardware table knows no such products of {device.id}; take "

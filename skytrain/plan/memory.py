@@ -202,7 +202,7 @@ def _moment_bytes(shape: tuple[int, ...], format: str) -> int:
 
 
 def operation_bytes(c: ModelConfig, itemsize: int) -> dict[str, int]:
-    """Bytes a token of what a layer can keep: activations.OPERATIONS and "input"."""
+    """Bytes a token of what a layer can keep: config_rules.OPERATIONS and "input"."""
     h, q, k = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     return {
         "input": h * itemsize,

@@ -32,7 +32,7 @@ class Answers:
         try:
             self._file = self._opened()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be opened ({error.strerror or error})") from None
+            raise UserError(f"{self.path}: cannot be opened ({error.strerror or error}); give another --out") from None
         try:
             self._end = self._read()
         except BaseException:

@@ -248,23 +248,44 @@ def add_model_arguments(
         else:
             parser.add_argument(name, help=help, default=default, **kinds)
 
-    add("--server", "as http://127.0.0.1:8000/v1; again for more", action="append", metavar="URL")
-    add("--model", "the name that the servers know it by")
-    add("--temperature", "of the sampling", temperature, type=float)
-    add("--top-p", "of the sampling", 1.0, type=float)
-    add("--max-tokens", "of one answer; longer ones are unfinished", max_tokens, type=int)
+    count, seconds = {"type": int, "metavar": "N"}, {"type": float, "metavar": "SECONDS"}
     add(
-        "--extra", "more to send, as top_k=20; no JSON is text; again for more", [], action="append", metavar="KEY=JSON"
+        "--server",
+        "address of a server, as http://127.0.0.1:8000/v1; may be given again, and the work is shared",
+        action="append",
+        metavar="URL",
     )
-    add("--seed", "each request's own seed comes from it", 0, type=int)
-    add("--prompts", "texts in place of ours, by file name (README)", metavar="FOLDER")
-    add("--in-flight", "requests at a time, over all servers", 256, type=int)
-    add("--tries", "times that one request may fail", 8, type=int)
-    add("--patience", "seconds without any server before giving up", 600.0, type=float)
-    add("--timeout", "seconds for one request; no limit if not given", type=float)
-    add("--api-key-env", "environment variable with the key", "OPENAI_API_KEY")
-    add("--price", "USD for a million tokens", type=float, nargs=2, metavar=("IN", "OUT"))
-    add("--on-unanswered", "what requests without an answer do", "error", choices=("error", "drop"))
+    add("--model", "the model, by the name that the servers know it by", metavar="NAME")
+    add("--temperature", "sampling temperature", temperature, type=float, metavar="T")
+    add("--top-p", "sampling: the likeliest tokens of so much probability in all", 1.0, type=float, metavar="P")
+    add("--max-tokens", "longest answer in tokens; one that is cut off there counts as unfinished", max_tokens, **count)
+    add(
+        "--extra",
+        "another field to send with each request, as top_k=20 (what is no JSON is sent as text); may be given again",
+        [],
+        action="append",
+        metavar="KEY=JSON",
+    )
+    add("--seed", "seed, of which each request gets one of its own", 0, **count)
+    add("--prompts", "folder of texts that replace the built-in prompts of the same file names", metavar="FOLDER")
+    add("--in-flight", "requests at a time, over all servers", 256, **count)
+    add("--tries", "times that one request may fail before it is given up", 8, **count)
+    add("--patience", "how long no server may answer before all is given up", 600.0, **seconds)
+    add("--timeout", "longest time for one request (default: no limit)", **seconds)
+    add("--api-key-env", "environment variable that holds the API key", "OPENAI_API_KEY", metavar="NAME")
+    add(
+        "--price",
+        "USD for a million tokens sent, and for a million answered: the cost is told",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+    )
+    add(
+        "--on-unanswered",
+        "what becomes of requests that were given up: end without OUT, or drop and count them",
+        "error",
+        choices=("error", "drop"),
+    )
 
 
 def extra_of(words: list[str]) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class Client:
         self._asking, self.counts = asking, counts
         key = (os.environ.get(asking.api_key_env) or "").strip()
         if not key.isascii() or not key.isprintable():
-            raise UserError(f"{asking.api_key_env}: holds more than the letters, digits and signs of a key")
+            raise UserError(
+                f"{asking.api_key_env}: holds more than the letters, digits and signs of a key; set it anew"
+            )
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def ask(self, requests: Iterable[Request], take: Callable[[Completion | Failed], None]) -> None:

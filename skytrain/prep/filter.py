@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from skytrain.data.messages import REASONING, Conversation, Refused, from_row
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.balance import Limits, allowed, chosen, rank
 from skytrain.prep.contamination import EvaluationSets, Match
 from skytrain.prep.quality import foreign_script, loop
@@ -68,7 +69,7 @@ class Checks:
         if self.coverage == 0:
             raise UserError("--coverage 0: must be above 0; leave --against out for no decontamination")
         if self.min_words and self.max_words and self.min_words > self.max_words:
-            raise UserError(f"--min-words {self.min_words} is above --max-words {self.max_words}")
+            raise UserError(f"--min-words {self.min_words} is above --max-words {self.max_words}; nothing would pass")
         if not self.source.strip():
             raise UserError("--source: must not be empty")
         self._check_limits()
@@ -315,33 +316,70 @@ def _weak(row: Row) -> bool:
 def register(subparsers: Any) -> None:
     """Adds `filter` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "filter", help="leave out what should not be trained on", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "filter",
+        help="leave out what should not be trained on",
+        description="Drops chats that are wrong, too short or long, loop, mix languages, copy an evaluation set or are "
+        "there twice, each under its reason, and balances the sources.",
+        epilog="Example:\n  skytrain prep filter graded.jsonl --out filtered.jsonl --against math500.jsonl",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
-    default, add, switch = Checks(), parser.add_argument, argparse.BooleanOptionalAction
-    add(
-        "--against", action="extend", nargs="+", default=[], metavar="EVAL_FILE", help="evaluation sets not to train on"
-    )
-    add("--ngram", type=int, default=default.ngram, help="words of a run that counts as copied")
-    add("--coverage", type=float, default=default.coverage, help="share of an item in copied runs that is a copy")
-    add("--similarity", type=float, default=default.similarity, help="containment that is a copy; 0 for none")
-    add("--source", default=default.source, help="of rows that name none")
-    add("--verdicts", action=switch, default=True, help="drop rows whose verdict is there and not correct")
-    add("--min-words", type=int, help="of the response")
-    add("--max-words", type=int, help="of the response")
-    add("--loops", action=switch, default=True, help="drop responses that repeat a phrase again and again")
-    add("--loop-words", type=int, default=default.loop_words, help="tokens of a loop of any phrase")
-    add("--loop-repeats", type=int, default=default.loop_repeats, help="times of a phrase of three words and more")
-    add("--languages", action=switch, default=True, help="drop responses in another script than their prompt")
-    add("--foreign-share", type=float, default=default.foreign_share, help="of a response's letters that may be")
-    add("--foreign-run", type=int, default=default.foreign_run, help="foreign words in a row that may be")
-    add("--dedup", action=switch, default=True, help="drop equal rows, and prompts that stand under two problems")
-    add("--per-problem", type=int, help="most responses of one prompt, the first ones")
-    add("--max-share", action="append", default=[], metavar="SOURCE=SHARE", help="most of all kept rows")
-    add("--max-per-source", type=int, help="most rows of a source that has no --quota")
-    add("--quota", action="append", default=[], metavar="SOURCE=ROWS", help="most rows; it is told if there are fewer")
-    add("--seed", type=int, default=0, help="of the choice among a source's rows")
+    _add_check_arguments(parser)
     parser.set_defaults(run=run, check=check)
+
+
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    default, add, switch = Checks(), parser.add_argument, argparse.BooleanOptionalAction
+    number = {"type": int, "metavar": "N"}
+    share = {"type": float, "metavar": "SHARE"}
+    add(
+        "--against",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="EVAL_FILE",
+        help="evaluation sets: rows that copy one of their items are dropped",
+    )
+    add("--ngram", default=default.ngram, help="so many words in a row, shared with an item, count as copied", **number)
+    add("--coverage", default=default.coverage, help="share of an item's words in such runs that makes a copy", **share)
+    add(
+        "--similarity",
+        default=default.similarity,
+        help="share of an item's pairs of words, found near each other, that makes a copy; 0: not looked for",
+        **share,
+    )
+    add("--source", default=default.source, metavar="NAME", help="source of rows that name none")
+    add(
+        "--verdicts", action=switch, default=True, help="drop rows whose verdict is not correct; those without one stay"
+    )
+    add("--min-words", help="words of the shortest response that is kept (default: no limit)", **number)
+    add("--max-words", help="words of the longest response that is kept (default: no limit)", **number)
+    add("--loops", action=switch, default=True, help="drop responses that repeat a phrase again and again")
+    add("--loop-words", default=default.loop_words, help="tokens that a repeated phrase covers to be a loop", **number)
+    add(
+        "--loop-repeats", default=default.loop_repeats, help="repeats of a phrase of three words that are one", **number
+    )
+    add("--languages", action=switch, default=True, help="drop responses in another script than their prompt's")
+    add("--foreign-share", default=default.foreign_share, help="share of letters of another script allowed", **share)
+    add("--foreign-run", default=default.foreign_run, help="words of another script in a row allowed", **number)
+    add("--dedup", action=switch, default=True, help="drop equal rows, and a prompt that stands under a second problem")
+    add("--per-problem", help="responses kept of one prompt, the first ones (default: all)", **number)
+    add(
+        "--max-share",
+        action="append",
+        default=[],
+        metavar="SOURCE=SHARE",
+        help="largest share of all kept rows that a source may have, from 0 to 1; may be given again",
+    )
+    add("--max-per-source", help="most rows of a source that has no --quota (default: no limit)", **number)
+    add(
+        "--quota",
+        action="append",
+        default=[],
+        metavar="SOURCE=ROWS",
+        help="most rows of a source; it is told where it has fewer; may be given again",
+    )
+    add("--seed", default=0, help="seed of the choice among a source's rows", **number)
 
 
 def check(args: argparse.Namespace) -> Checks:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent, unanswered, unfinished
 from skytrain.prep.client import Request
 from skytrain.prep.problems import check_problem
@@ -137,13 +138,20 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="ask a teacher for reasoning traces",
-        description="Asks only what OUT.answers.jsonl does not hold, so that a run that was ended goes on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Asks a teacher for solutions of the problems, with its reasoning. One or more servers that speak "
+        "OpenAI's chat completions (such as vLLM) serve it. Asks only what OUT.answers.jsonl does not hold, so that a "
+        "run that was ended goes on.",
+        epilog="Example:\n  skytrain prep generate chosen.jsonl --out traces.jsonl --server http://127.0.0.1:8000/v1 "
+        "--model Qwen/QwQ-32B-Preview --samples 4",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
-    parser.add_argument("--samples", type=int, default=1, help="answers a problem")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="answers asked for each problem")
     parser.add_argument(
-        "--system", action=argparse.BooleanOptionalAction, default=True, help="send the teacher's system prompt"
+        "--system",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="send a system prompt (teacher.system.txt)",
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=16384)
     parser.set_defaults(run=run, check=model_of)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.answers import AnswerLog, key_of
 from skytrain.prep.grade import grade_code, grade_math, grade_text
 from skytrain.prep.grade.code import BadTests
@@ -185,15 +186,22 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "grade",
         help="keep the replies that are right",
-        description="Keeps the verdict `correct`, and drops every other one under its name. A HumanEval check is the "
-        "weaker test: its verdict is recorded and told, and neither drops a row nor is taken for a proof.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Compares each reply's answer with the problem's gold, or runs its program on the problem's tests. "
+        "Keeps the verdict `correct`, and drops every other one under its name. A HumanEval check is the weaker test: "
+        "its verdict is recorded and told, and neither drops a row nor is taken for a proof.",
+        epilog="Example:\n  skytrain prep grade rewritten.jsonl --out graded.jsonl",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
-    parser.add_argument("--workers", type=int, help="graded at a time; one a core if not given")
-    parser.add_argument("--ungraded", choices=("drop", "keep"), default="drop", help="rows without gold or tests")
+    parser.add_argument("--workers", type=int, metavar="N", help="replies graded at a time (default: one a core)")
     parser.add_argument(
-        "--sandbox", choices=("bubblewrap", "process"), default="bubblewrap", help="process: limits only, no isolation"
+        "--ungraded", choices=("drop", "keep"), default="drop", help="what becomes of rows without gold and tests"
+    )
+    parser.add_argument(
+        "--sandbox",
+        choices=("bubblewrap", "process"),
+        default="bubblewrap",
+        help="where programs run; process: with limits of time and memory only, not isolated from this machine",
     )
     parser.set_defaults(run=run, check=lambda args: check_level(args.sandbox))
 

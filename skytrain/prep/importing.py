@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep import hub
 from skytrain.prep.formats import FORMS, fields_told, told_by
 from skytrain.prep.problems import DOMAINS, Malformed, check_problem
@@ -217,25 +218,30 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "import",
         help="published data sets to problems",
-        description="The form is told by the fields of the first row. Plain rows have prompt, problem or question, and "
+        description="Reads published data sets, or problems of your own, and writes problems in one form. Which form "
+        "the inputs have is told by the fields of the first row. Plain rows have prompt, problem or question, and "
         "gold, answer, a solution with a box, or tests; they may have id, source, domain, difficulty, starter and "
-        "choices. A row that reads well and is no problem is dropped as malformed; --on-error is for unreadable ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "choices. A row that can be read and is no problem is dropped as malformed; --on-error is for those that "
+        "cannot be read.",
+        epilog="Example:\n  skytrain prep import numina/*.parquet --out data/problems.jsonl",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser, nargs="*")
-    parser.add_argument("--format", choices=("auto", *FORMS), default="auto", help="form of the inputs")
-    parser.add_argument("--source", help="source of all rows, instead of the form's own")
-    parser.add_argument("--domain", choices=DOMAINS, help="domain of all rows, instead of the form's own")
+    parser.add_argument("--format", choices=("auto", *FORMS), default="auto", help="form of all inputs")
+    parser.add_argument("--source", metavar="NAME", help="source of all rows (default: as the form has it)")
+    parser.add_argument("--domain", choices=DOMAINS, help="domain of all rows (default: as the form has it)")
     parser.add_argument(
         "--map",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=FIELD",
-        help=f"the field that holds KEY of a problem; KEY is one of {', '.join(MAPPED)}",
+        help=f"the field of a row that holds a problem's KEY, one of {', '.join(MAPPED)}",
     )
     parser.add_argument(
-        "--hub", metavar="NAME[:CONFIG[:SPLIT]]", help="read a data set of the Hugging Face hub (needs `datasets`)"
+        "--hub",
+        metavar="NAME[:CONFIG[:SPLIT]]",
+        help="in the place of INPUT: a data set of the Hugging Face hub (needs the library `datasets`)",
     )
     parser.set_defaults(run=run)
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from skytrain.help import HelpFormatter
 from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent
 from skytrain.prep.client import Request
 from skytrain.prep.problems import check_problem
@@ -77,10 +78,16 @@ def difficulty_of(answer: str) -> float | int | None:
 def register(subparsers: Any) -> None:
     """Adds `label` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "label", help="ask a model how hard problems are", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "label",
+        help="ask a model how hard problems are",
+        description="Asks a model for the difficulty, from 1 to 10, of the problems that have none, and writes it into "
+        "their rows. Asks only what OUT.answers.jsonl does not hold, so that a run that was ended goes on.",
+        epilog="Example:\n  skytrain prep label problems.jsonl --out labelled.jsonl --server http://127.0.0.1:8000/v1 "
+        "--model MODEL",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
-    parser.add_argument("--relabel", action="store_true", help="ask for problems that have a difficulty too")
+    parser.add_argument("--relabel", action="store_true", help="ask also for problems that have a difficulty")
     add_model_arguments(parser, temperature=0.0, max_tokens=2048)
     parser.set_defaults(run=run, check=model_of)
 

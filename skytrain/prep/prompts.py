@@ -27,7 +27,7 @@ class Prompts:
             given = sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
             read = {path: read_regular(path).decode().strip() for path in given}
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {folder}: cannot be read ({error})") from None
+            raise UserError(f"--prompts {folder}: cannot be read ({error}); name a folder of .txt files") from None
         for path, text in read.items():
             if path.suffix != ".txt" or path.stem not in self._texts:
                 names = ", ".join(f"{name}.txt" for name in self._texts)

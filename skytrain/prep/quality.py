@@ -14,9 +14,11 @@ from skytrain.prep.texts import HAN_LIKE
 LEAST_SHARE = 0.2
 """Of a prompt's letters: a script from this on is one that the prompt is written in."""
 COUNTED = 50
+"""Times that a phrase may stand there with other numbers, as in steps that are counted. See `loop`."""
 NUMBERS_FACTOR = 10
 """Tables, matrices and sums of equal numbers repeat themselves; they may do so this much longer than words."""
 GRAM = 8
+"""Tokens in a row whose earlier place tells the period of a repetition. See `_stretches`."""
 _SCRIPTS = {
     "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "HANGUL": "hangul", "BOPOMOFO": "han", "CYRILLIC": "cyrillic",
     "ARABIC": "arabic", "HEBREW": "hebrew", "DEVANAGARI": "devanagari", "BENGALI": "bengali", "TAMIL": "tamil",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.asking import Model, add_model_arguments, ask_all, log_of, model_of, spent, unanswered, unfinished
 from skytrain.prep.client import Request
 from skytrain.prep.problems import Malformed, check_problem
@@ -156,16 +157,29 @@ def boxed(row: Row) -> bool:
 def register(subparsers: Any) -> None:
     """Adds `rewrite` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "rewrite", help="traces as replies of two sections", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "rewrite",
+        help="put traces into two sections, thought and solution",
+        description="Makes of each trace a reply with a thought section and a solution section, as it is trained on: "
+        "by rules, or by a model, whose reply is dropped where too little of the trace is left in it.",
+        epilog="Example:\n  skytrain prep rewrite traces.jsonl --out rewritten.jsonl --by rules",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
-    parser.add_argument("--by", choices=BY, required=True, help="who makes the sections; think keeps <think>")
-    parser.add_argument("--least", type=float, default=LEAST, help="part of the trace that a model has to keep")
+    parser.add_argument(
+        "--by", choices=BY, required=True, help="who makes the sections; think: as they are, between <think> tags"
+    )
+    parser.add_argument(
+        "--least",
+        type=float,
+        default=LEAST,
+        metavar="PART",
+        help="part of the trace that a model has to keep, from 0 to 1",
+    )
     parser.add_argument(
         "--system",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="put the training prompt in front; done with tags, not with think, if not given",
+        help="put the training system prompt in front (default: with all but --by think)",
     )
     add_model_arguments(parser, temperature=0.7, max_tokens=16384)
     parser.set_defaults(run=run, check=check)

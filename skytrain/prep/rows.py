@@ -84,7 +84,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
             else:
                 yield from _rows(name, file)
     except (EOFError, zlib.error) as error:
-        raise UserError(f"{name}: cannot be unpacked ({error})") from None
+        raise UserError(f"{name}: cannot be unpacked ({error}); download or pack it again") from None
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.problems import DOMAINS, Malformed, check_problem
 from skytrain.prep.rows import Unreadable, read_rows
 from skytrain.prep.stage import Account, Row, Stage, add_stage_arguments, dumps, fingerprint, guarded, run_stage
@@ -242,19 +243,26 @@ def register(subparsers: Any) -> None:
     """Adds `select` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
         "select",
-        help="problems by source, domain, difficulty, level and number",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="keep problems by source, domain, difficulty, level and number",
+        description="Keeps the problems that fit a rule; one that fits several counts as the first rule's.",
+        epilog="Example:\n  skytrain prep select labelled.jsonl --out chosen.jsonl --rule 'domain=math difficulty=4..9 "
+        "count=4000' --rule domain=code",
+        formatter_class=HelpFormatter,
     )
     add_stage_arguments(parser)
     parser.add_argument(
         "--rule",
         action="append",
         required=True,
-        help="as 'source=a,b domain=math difficulty=1..9 level=4,5 first=20000 count=4000'",
+        metavar="RULE",
+        help="what to keep, and at most how many (count, of the first so many): 'source=a,b domain=math "
+        "difficulty=1..9 level=4,5 first=20000 count=4000'; may be given again",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample that a count takes")
-    parser.add_argument("--first", action="store_true", help="a count takes the first rows, and no sample")
-    parser.add_argument("--levels", help="problems with levels (MATH), for rows of the same question without one")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random sample that a count takes")
+    parser.add_argument("--first", action="store_true", help="a count takes the first rows instead of a random sample")
+    parser.add_argument(
+        "--levels", metavar="FILE", help="problems with levels (MATH), for rows of the same question that have none"
+    )
     parser.set_defaults(run=run)
 
 

@@ -307,17 +307,19 @@ def without_times(row: Row) -> Row:
 
 def absolute_tests(row: Row, folder: Path) -> Row:
     """Tests too large for a row stand in a file (`{"file": ...}`), named from the folder of the file of rows."""
-    tests = row.get("tests")
-    if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
-        return row
-    return {**row, "tests": {**tests, "file": os.path.abspath(folder / tests["file"])}}
+    return _with_tests_file(row, lambda file: os.path.abspath(folder / file))
 
 
 def relative_tests(row: Row, folder: Path) -> Row:
+    """The way back: as a file of rows in `folder` names them."""
+    return _with_tests_file(row, lambda file: os.path.relpath(file, folder))
+
+
+def _with_tests_file(row: Row, named: Callable[[str], str]) -> Row:
     tests = row.get("tests")
     if not isinstance(tests, dict) or not isinstance(tests.get("file"), str):
         return row
-    return {**row, "tests": {**tests, "file": os.path.relpath(tests["file"], folder)}}
+    return {**row, "tests": {**tests, "file": named(tests["file"])}}
 
 
 def run_stage(stage: Stage, work: Callable[[Stage], None], *, overwrite: bool = False) -> Account:
@@ -340,14 +342,35 @@ def progress_bar() -> Progress:
 
 def add_stage_arguments(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
     """INPUT..., --out, --on-error and --overwrite, which every stage has."""
-    parser.add_argument("inputs", nargs=nargs, metavar="INPUT", help="JSON lines, one JSON array, Parquet, or CSV")
-    parser.add_argument("--out", required=True, help="file of JSON lines to write")
-    parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
-    parser.add_argument("--overwrite", action="store_true", help="replace an --out of other inputs or settings")
+    parser.add_argument(
+        "inputs", nargs=nargs, metavar="INPUT", help="file of rows: JSON lines, one JSON array, Parquet or CSV"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="OUT.jsonl",
+        help="file of rows to write; beside it OUT.dropped.jsonl (what was left out, and why) and OUT.ledger.json",
+    )
+    add_on_error(parser)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an OUT.jsonl that was made of other inputs or with other settings",
+    )
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("error", "drop"),
+        default="error",
+        help="what becomes of a row that cannot be read: end the stage, or drop and count the row",
+    )
 
 
 def guarded(work: Callable[[], Any], out: str | Path) -> int:
-    """Runs a stage from the command line: exit status 0, or 130 after Ctrl-C. Raises `UserError` for a full disk."""
+    """Runs a stage from the command line: exit status 0, or 130 after Ctrl-C. Raises `UserError` for a full disk,
+    or a folder that may not be written."""
     try:
         work()
     except KeyboardInterrupt:

@@ -11,7 +11,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,9 @@ from skytrain.data.dataset import DatasetInfo, DatasetWriter
 from skytrain.data.ledger import Ledger
 from skytrain.data.messages import Refused, from_row
 from skytrain.errors import UserError
+from skytrain.help import HelpFormatter
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
+from skytrain.prep.stage import add_on_error, guarded
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 20
@@ -304,38 +305,44 @@ class _Stage:
 def register(subparsers: Any) -> None:
     """Adds `tokenize` to the parsers of `skytrain prep`."""
     parser = subparsers.add_parser(
-        "tokenize", help="chat data to a tokenised data set", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        "tokenize",
+        help="turn chats into a tokenised data set",
+        description="Renders chats by the model's chat template and writes the folder that training reads. A row is "
+        '{"messages": [{"role", "content"}]}, or {"system", "conversations": [{"from", "value"}]}; the '
+        'assistant\'s turns are trained, but for messages with "train": false. Prints how many rows and tokens were '
+        "kept, and how many were dropped for which reason.",
+        epilog="Example:\n  skytrain prep tokenize chats.jsonl --model models/Qwen2.5-7B-Instruct --out data/chats",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="JSON lines, one JSON array, or Parquet")
-    parser.add_argument("--model", required=True, help="Hugging Face folder with tokenizer and chat template")
-    parser.add_argument("--out", required=True, help="folder of the data set")
-    parser.add_argument("--max-length", type=int, default=16384, help="tokens of the longest row that is kept")
-    parser.add_argument("--overlong", choices=("drop", "error"), default="drop", help="what a longer row does")
-    parser.add_argument("--workers", type=int, help="processes; chosen by cores and size of the input if not given")
-    parser.add_argument("--on-error", choices=("error", "drop"), default="error", help="what an unreadable row does")
     parser.add_argument(
-        "--dedup", action=argparse.BooleanOptionalAction, default=True, help="drop rows of equal tokens"
+        "inputs", nargs="+", metavar="INPUT", help="file of chats: JSON lines, one JSON array or Parquet"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="Hugging Face folder of the model: its tokenizer and chat template",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "--max-length", type=int, default=16384, metavar="N", help="tokens of the longest row that is kept"
+    )
+    parser.add_argument("--overlong", choices=("drop", "error"), default="drop", help="what becomes of a longer row")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: by the cores and the size of the inputs)"
+    )
+    add_on_error(parser)
+    parser.add_argument(
+        "--dedup",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="drop rows whose tokens equal those of an earlier one",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set in --out")
     parser.set_defaults(run=run, check=lambda args: ChatTokenizer.load(args.model, datetime.now()))
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        tokenize(
-            args.inputs,
-            args.model,
-            args.out,
-            max_length=args.max_length,
-            overlong=args.overlong,
-            workers=args.workers,
-            on_error=args.on_error,
-            dedup=args.dedup,
-            overwrite=args.overwrite,
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted; {args.out} is as it was before", file=sys.stderr)
-        return 130
-    except OSError as error:  # a full disk, a folder that may not be written
-        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from None
-    return 0
+    settings = {"max_length": args.max_length, "overlong": args.overlong, "workers": args.workers}
+    settings |= {"on_error": args.on_error, "dedup": args.dedup, "overwrite": args.overwrite}
+    return guarded(lambda: tokenize(args.inputs, args.model, args.out, **settings), args.out)

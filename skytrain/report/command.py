@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skytrain.errors import UserError
 from skytrain.files import open_regular
+from skytrain.help import HelpFormatter
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -16,10 +17,16 @@ def register(commands: argparse._SubParsersAction) -> None:
         description="Writes one HTML file that needs no network, and a Markdown file beside it: scores beside the "
         "published ones, models compared on the same problems, curves of training runs, planned against measured, "
         "and every sample with its verdict. Prints the table of scores.",
+        epilog="Example:\n  skytrain report runs/mine runs/eval-before runs/eval-after --out mine.html",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a training run or an evaluation")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("report.html"), help="default: report.html")
-    parser.add_argument("--overwrite", action="store_true", help="write over files that are no report of ours")
+    parser.add_argument(
+        "--out", metavar="FILE.html", type=Path, default=Path("report.html"), help="page to write, FILE.md beside it"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of these names that are no reports of this command"
+    )
     parser.set_defaults(run=run)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from teacher import free_port
+from ranks import free_port
 
 from skytrain.eval.engine import ask_servers, of_fingerprint
 

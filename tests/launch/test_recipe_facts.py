@@ -45,7 +45,7 @@ def steps(monkeypatch):
 
     def parse(*overrides: str) -> dict[str, recipe.Step]:
         stages = argparse.ArgumentParser().add_subparsers()
-        for stage in cli.prep_stages():
+        for stage in cli.modules(cli.STAGES, []):
             stage.register(stages)
         found = recipe.read_recipe(DATA, stages.choices, list(overrides))
         for step in found:

@@ -8,7 +8,8 @@ from tiny_models import write_tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from skytrain import activations
-from skytrain.activations import OPERATIONS, Policy
+from skytrain.activations import Policy
+from skytrain.config_rules import OPERATIONS
 from skytrain.flops import model_flops, recomputed
 from skytrain.hf import read_config
 from skytrain.model import Backends, CausalLM

@@ -12,7 +12,8 @@ from collections import Counter
 
 import commands
 import pytest
-from teacher import Teacher, free_port, until
+from ranks import free_port
+from teacher import Teacher, until
 
 from skytrain.errors import UserError
 from skytrain.prep import asking, client

@@ -274,7 +274,7 @@ def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
     """Its words are those of the commands; its inputs are not at hand here."""
     monkeypatch.setattr(recipe, "_files", lambda where, pattern: [Path(pattern)])
     stages = argparse.ArgumentParser().add_subparsers()
-    for stage in cli.prep_stages():
+    for stage in cli.modules(cli.STAGES, []):
         stage.register(stages)
     stages = stages.choices
     path = ROOT / "launch" / "recipes" / "prep" / "sky_t1.toml"

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import random
-import socket
 import time
 import urllib.request
 from collections import Counter
@@ -161,12 +160,6 @@ class Teacher:
 
     def __exit__(self, *_):
         self.kill()
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def until(condition, seconds=30.0):

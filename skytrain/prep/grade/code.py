@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skytrain.errors import UserError
-from skytrain.prep.grade.compare import same_output, same_value
 from skytrain.prep.grade.inside import decode
+from skytrain.prep.grade.outputs import same_output, same_value
 from skytrain.prep.grade.pipes import Pipes
 from skytrain.prep.grade.running import Program, watch
 from skytrain.prep.grade.sandbox import check_level

@@ -1,4 +1,4 @@
-"""What kind of thing an answer is, and whether two are the same: policies, where sympy only has opinions.
+"""What kind of thing an answer is: policies, where sympy only has opinions. Whether two are the same: same.py.
 
 An answer is read into a form: a value with its unit, words, a tuple or an interval, a set or a list, a matrix, an
 equation, an inequality. Leaves are exact numbers where they can be, else expressions.

@@ -1,5 +1,4 @@
-"""A process that compares answers: lines of JSON [gold, answer, tolerances or none] in, lines of a
-verdict out.
+"""A process that compares answers: lines of JSON [gold, answer, tolerances or none] in, a verdict a line out.
 
 sympy may think for ever, take all memory or crash; whoever asks ends this process then, and starts another.
 """
@@ -19,8 +18,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # Answers of many digits are compared, and never printed.
     sys.set_int_max_str_digits(0)
-    from skytrain.prep.grade import comparing, near
     from skytrain.prep.grade.latex import clean
+    from skytrain.prep.grade.near import near
+    from skytrain.prep.grade.same import same
     from skytrain.prep.grade.symbols import Unparsed
 
     # sympy and its parser print, and a line of theirs would be read as a verdict.
@@ -31,11 +31,8 @@ def main() -> None:
         gold, answer, *tolerances = json.loads(line)
         try:
             gold, answer = clean(gold), clean(answer)
-            if tolerances:
-                same = near.near(gold, answer, [Fraction(each) for each in tolerances])
-            else:
-                same = comparing.same(gold, answer)
-            verdict = "correct" if same else "wrong"
+            good = near(gold, answer, list(map(Fraction, tolerances))) if tolerances else same(gold, answer)
+            verdict = "correct" if good else "wrong"
         except Unparsed:
             verdict = "gold_unparseable"
         except (Exception, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Whether two answers are the same, form by form."""
+"""Whether two answers are the same, form by form (forms.py)."""
 
 from __future__ import annotations
 
