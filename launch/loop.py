@@ -60,19 +60,19 @@ class Form:
 FULL = Form(
     "full",
     tuple(FAMILIES),
-    {"held_out": 150, "asked": 600, "taught": 5000},
+    {"held_out": 150, "asked": 600, "taught": 1800},
     Size(vocabulary=640),
     Size(vocabulary=640, hidden=96, intermediate=288, layers=3),
-    {TEACHER: 900, BEFORE: 200},
+    {TEACHER: 1200, BEFORE: 300},
     {VERIFIED: "verified", UNVERIFIED: "unverified"},
 )
 SHORT = Form(
     "short",
     ("chain_sum",),
-    {"held_out": 100, "asked": 500, "taught": 5000},
+    {"held_out": 100, "asked": 400, "taught": 4000},
     Size(vocabulary=512),
     Size(vocabulary=512, hidden=96, intermediate=288, layers=3),
-    {TEACHER: 300, BEFORE: 60},
+    {TEACHER: 450, BEFORE: 100},
     {VERIFIED: "verified"},
 )
 
@@ -164,7 +164,7 @@ class Loop:
         if not (self._path / data / "dataset.json").exists():
             self._command("skytrain", "prep", "tokenize", f"chats/{model}.jsonl", "--model", f"models/{model}",
                           "--out", data, "--workers", 1)  # fmt: skip
-        self._train(model, f"models/{model}", data, f"train.max_steps={self._form.steps[model]}")
+        self._train(model, f"models/{model}", data, "train.epochs=10", f"train.max_steps={self._form.steps[model]}")
 
     def _train(self, run: str, model: str, data: str, *settings: str) -> None:
         places = f"run.dir={run}", f"model.path={model}", f"data.path={data}", f"run.seed={self._seed}"

@@ -10,7 +10,7 @@ import msgspec
 
 from skytrain.eval.results import Evaluation, Score
 from skytrain.eval.scores import compare, score
-from skytrain.prep.stage import read_finished
+from skytrain.prep.stage import Account, read_finished
 
 Means = dict[str, dict[str, list[float]]]
 """Family to problem to its samples' values; ALL has the problems of every family."""
@@ -54,7 +54,11 @@ def told(found: dict[str, Any]) -> str:
     """The scores and gains as lines, in percent and in points."""
     families = list(next(iter(found["scores"].values())))
     width = max(map(len, [*found["scores"], *found["gains"]]))
-    lines = [*found["accounts"], "", "  ".join([" " * width, *(f"{family:>22}" for family in families)])]
+    lines = [
+        *(msgspec.convert(one, Account).line() for one in found["accounts"]),
+        "",
+        "  ".join([" " * width, *(f"{family:>22}" for family in families)]),
+    ]
     for name, of in [*found["scores"].items(), *found["gains"].items()]:
         sign = "+" if name in found["gains"] else ""
         cells = (

@@ -181,7 +181,13 @@ def test_a_gain_is_held_against_the_whole_width_of_its_interval():
     assert not larger_than_its_interval({"mean": 0.15, "low": 0.05, "high": 0.25})
     assert not larger_than_its_interval({"mean": -0.5, "low": -0.6, "high": -0.4})
     value = {"mean": 0.25, "stderr": None, "low": 0.2, "high": 0.3}
-    lines = told({"accounts": ["a"], "scores": {"m": {"all": value}}, "gains": {"m -> n": {"all": value}}}).splitlines()
+    lines = told(
+        {
+            "accounts": [{"stage": "grade", "read": 2, "kept": 2}],
+            "scores": {"m": {"all": value}},
+            "gains": {"m -> n": {"all": value}},
+        }
+    ).splitlines()
     assert lines[-2].split() == ["m", "25.0", "(20.0", "to", "30.0)"] and "+25.0 (+20.0 to +30.0)" in lines[-1]
 
 
