@@ -1,4 +1,4 @@
-"""Records what a finished loop came to, and draws it: python bench/loop.py [runs/loop]
+"""Records what a finished loop came to, and draws it: python bench/loop_results.py [runs/loop]
 
 Appends to bench/results/loop.csv the seconds of every stage, the accounts of the data, and each score and gain with its
 interval. bench/results/loop.svg shows the newest full loop.
