@@ -39,8 +39,8 @@ MAX_MODEL_LEN = 512
 TEACHER, BEFORE, VERIFIED, UNVERIFIED = "teacher", "student-before", "student-verified", "student-unverified"
 ANSWERS = "Answer at once."
 """The system prompt of the student's first training."""
-EPOCHS = 3
-"""Of the student's training on traces, as in the recipe."""
+EPOCHS = 8
+"""Of the student's training on traces: there are few."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ FULL = Form(
     tuple(FAMILIES),
     {"held_out": 150, "asked": 600, "taught": 1800},
     Size(vocabulary=640),
-    Size(vocabulary=640, hidden=96, intermediate=288, layers=3),
+    Size(vocabulary=640, intermediate=256, layers=3),
     {TEACHER: 1200, BEFORE: 300},
     {VERIFIED: "verified", UNVERIFIED: "unverified"},
 )
@@ -71,7 +71,7 @@ SHORT = Form(
     ("chain_sum",),
     {"held_out": 100, "asked": 400, "taught": 4000},
     Size(vocabulary=512),
-    Size(vocabulary=512, hidden=96, intermediate=288, layers=3),
+    Size(vocabulary=512, intermediate=256, layers=3),
     {TEACHER: 450, BEFORE: 100},
     {VERIFIED: "verified"},
 )
@@ -119,7 +119,7 @@ class Loop:
             with self._served(*self._form.students) as servers:
                 self._stage(after, self._evaluate, servers)
         models = [TEACHER, BEFORE, *self._form.students]
-        self._stage("report", self._command, "skytrain", "report", *models, *map(evaluation_of, models))
+        self._stage("report", self._command, "skytrain", "report", *models, *map(evaluation_of, models), "data")
         return self._conclude(models)
 
     def _stage(self, title: str, work: Callable[..., None], *arguments: Any) -> None:
@@ -195,7 +195,7 @@ class Loop:
         if student != VERIFIED:
             lines = (self._path / VERIFIED / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             steps = [f"train.max_steps={max(json.loads(line)['step'] for line in lines)}"]
-        self._train(student, self._exported(BEFORE), f"data/{data}", f"train.epochs={EPOCHS}", "optim.lr=1e-3", *steps)
+        self._train(student, self._exported(BEFORE), f"data/{data}", f"train.epochs={EPOCHS}", "optim.lr=2e-3", *steps)
 
     def _conclude(self, models: list[str]) -> int:
         values = {model: measured(self._path / evaluation_of(model)) for model in models}

@@ -84,6 +84,8 @@ def _process(words: list[str], log: Path, held: Sequence[int]) -> Iterator[subpr
     try:
         yield process
     finally:
+        if process.poll() is not None:
+            print(f"vLLM has ended by itself, with status {process.returncode}; see {log}", flush=True)
         process.terminate()
         try:
             process.wait(30)
