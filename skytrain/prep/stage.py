@@ -267,7 +267,7 @@ def read_finished(out: Path) -> Finished | None:
             done = msgspec.json.decode(file.read(), type=Finished)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it to run the stage again") from None
     if done.format != FORMAT:
         raise UserError(f"{path}: format {done.format}, and this version writes {FORMAT}; give another --out")

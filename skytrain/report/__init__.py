@@ -1,1 +1,1 @@
-"""`skytrain report`: what training runs and evaluations have left, on one page. Never imports torch."""
+"""`skytrain report`: what training runs, evaluations and preparations have left, on one page. Never imports torch."""

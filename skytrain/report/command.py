@@ -1,4 +1,4 @@
-"""`skytrain report RUN [RUN...]`: training runs and evaluations on one page."""
+"""`skytrain report RUN [RUN...]`: training runs, evaluations and the preparation of data on one page."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from skytrain.help import HelpFormatter
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "report",
-        help="put training runs and evaluations on one page",
+        help="put training runs, evaluations and prepared data on one page",
         description="Writes one HTML file that needs no network, and a Markdown file beside it: scores beside the "
-        "published ones, models compared on the same problems, curves of training runs, planned against measured, "
-        "and every sample with its verdict. Prints the table of scores.",
-        epilog="Example:\n  skytrain report runs/mine runs/eval-before runs/eval-after --out mine.html",
+        "published ones, models compared on the same problems, what each stage of data made of its rows, curves of "
+        "training runs, planned against measured, and every sample with its verdict. Prints the table of scores.",
+        epilog="Example:\n  skytrain report runs/mine runs/eval-before runs/eval-after data/mine --out mine.html",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a training run or an evaluation")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="folder of a training run, an evaluation, or a preparation (`folder` in a recipe of skytrain prep run)",
+    )
     parser.add_argument(
         "--out", metavar="FILE.html", type=Path, default=Path("report.html"), help="page to write, FILE.md beside it"
     )
@@ -47,11 +53,11 @@ def _write(folders: list[Path], out: Path, overwrite: bool) -> None:
     beside = out.with_suffix(".md")
     for path in (out, beside):
         _check_free(path, overwrite)
-    training, evaluated = runs.read(folders)
+    training, evaluated, prepared = runs.read(folders)
     counts = samples.count(evaluated)
     compared = tables.comparisons(evaluated, counts)
-    page.write(out, training, evaluated, counts, compared)
-    text = f"<!-- {page.MARK} -->\n" + markdown.report(training, evaluated, counts, compared)
+    page.write(out, training, evaluated, prepared, counts, compared)
+    text = f"<!-- {page.MARK} -->\n" + markdown.report(training, evaluated, prepared, counts, compared)
     write_atomically(beside, text.encode())
     if evaluated:
         print(markdown.scores(evaluated, counts))

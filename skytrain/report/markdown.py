@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from skytrain.errors import one_line
 from skytrain.eval.results import Score
+from skytrain.report.prepared import Prepared
 from skytrain.report.runs import Evaluated, Training
 from skytrain.report.samples import whole
 from skytrain.report.tables import (
+    DATA_SET,
     NONE,
     Cell,
     Comparison,
     Counts,
+    data_set_rows,
     pass_rows,
     planned_rows,
     published,
     score_notes,
     score_rows,
+    stage_rows,
     training_facts,
     warnings,
 )
@@ -63,7 +67,13 @@ def _interval(score: Score) -> str:
     return f"{score.mean * 100:.1f} ({score.low * 100:.1f} to {score.high * 100:.1f})"
 
 
-def report(training: list[Training], evaluated: list[Evaluated], counts: Counts, compared: list[Comparison]) -> str:
+def report(
+    training: list[Training],
+    evaluated: list[Evaluated],
+    prepared: list[Prepared],
+    counts: Counts,
+    compared: list[Comparison],
+) -> str:
     """All tables, each under its heading."""
     parts = ["# skytrain report\n"]
     if evaluated:
@@ -76,6 +86,9 @@ def report(training: list[Training], evaluated: list[Evaluated], counts: Counts,
         )
     if compared:
         parts.append("## Did the training help?\n\n" + comparison(compared))
+    if prepared:
+        parts.append("## Data\n")
+        parts += [data(one) for one in prepared]
     if training:
         facts = [[name, *values] for name, values in training_facts(training)]
         parts.append("## Training runs\n\n" + table(["", *(run.name for run in training)], facts))
@@ -83,6 +96,22 @@ def report(training: list[Training], evaluated: list[Evaluated], counts: Counts,
         head = ["run", "what", "planned", "measured", "measured / planned"]
         parts.append("### Planned and measured\n\n" + table(head, planned))
     return "\n".join(parts)
+
+
+def data(one: Prepared) -> str:
+    """What became of the rows, and the tokenised data sets."""
+    body = [
+        [told(row.name, row.do), ", ".join(row.sources), row.read, row.kept, told(row.dropped, "; ".join(row.reasons)),
+         "; ".join(row.notes)]
+        for row in stage_rows(one)
+    ]  # fmt: skip
+    text = f"### {_plain(one.name)}\n\n" + table(["stage", "from", "read", "kept", "dropped", "notes"], body)
+    sets = data_set_rows(one)
+    return text + ("\n" + table(["tokenised", *DATA_SET], [[name, *values] for name, values in sets]) if sets else "")
+
+
+def told(what: str, more: str) -> str:
+    return f"{what} ({more})" if more else what
 
 
 def comparison(compared: list[Comparison]) -> str:

@@ -22,6 +22,7 @@ from skytrain import __version__
 from skytrain.prep.stage import partial
 from skytrain.report import markdown, tables
 from skytrain.report.curves import Series, plot
+from skytrain.report.prepared import Prepared
 from skytrain.report.runs import Evaluated, Training
 from skytrain.report.samples import bins, texts, whole
 
@@ -36,11 +37,12 @@ def write(
     out: Path,
     training: list[Training],
     evaluated: list[Evaluated],
+    prepared: list[Prepared],
     counts: tables.Counts,
     compared: list[tables.Comparison],
 ) -> None:
     """The file is as it was until all is written."""
-    pieces = _pieces(training, evaluated, counts, compared)
+    pieces = _pieces(training, evaluated, prepared, counts, compared)
     try:
         with open(partial(out), "w", encoding="utf-8", newline="\n") as file:
             for piece in pieces:
@@ -57,6 +59,7 @@ def write(
 def _pieces(
     training: list[Training],
     evaluated: list[Evaluated],
+    prepared: list[Prepared],
     counts: tables.Counts,
     compared: list[tables.Comparison],
 ) -> Iterator[str]:
@@ -69,16 +72,18 @@ def _pieces(
     packed = Packed(evaluated)
     every, passes = tables.pass_rows(evaluated)
     rows = tables.score_rows(evaluated)
+    given = [one.name for one in evaluated] + [f"data {one.name}" for one in prepared]
+    given += [f"training run {run.name}" for run in training]
     return environment.get_template("page.html").generate(
         mark=MARK, version=__version__, css=Markup(css), script=Markup(script), css_digest=digest(css),
-        script_digest=digest(script), training=training, evaluated=evaluated, rows=rows,
+        script_digest=digest(script), training=training, evaluated=evaluated, prepared=prepared, rows=rows,
         others=tables.published().models if any(v is not None for row in rows for v in row.published) else [],
         warnings=tables.warnings(evaluated, counts), notes=tables.score_notes(evaluated), every=every, passes=passes,
         compared=compared, facts=tables.training_facts(training), curves=training_curves(training),
         lengths=lengths(evaluated, counts),
         samples=sum(len(right) for one in counts.values() for right in one.right.values()),
         asked=[(one, task, settings(one, task)) for one in evaluated for task in one.results.tasks],
-        packed=packed, tables=tables, markdown=markdown,
+        packed=packed, tables=tables, markdown=markdown, given=given,
     )  # fmt: skip
 
 

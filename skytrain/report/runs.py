@@ -1,4 +1,4 @@
-"""What is reported on: folders of training runs and of evaluations, as they were left."""
+"""What is reported on: folders of training runs, of evaluations and of preparations, as they were left."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import math
 import os
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from skytrain import config
 from skytrain.config import Config
 from skytrain.errors import UserError
 from skytrain.eval.results import Evaluation, Results, TaskResult
 from skytrain.files import open_regular
+from skytrain.report import prepared
+from skytrain.report.prepared import Prepared
 
 Line = dict[str, Any]
+T = TypeVar("T")
+WANTED = "the folder of a training run, an evaluation or a preparation"
 
 
 @dataclass(frozen=True)
@@ -80,36 +85,40 @@ class Evaluated:
         return {task.name: task for task in self.results.tasks}
 
 
-def read(folders: list[Path]) -> tuple[list[Training], list[Evaluated]]:
-    """Each in the order given. Raises `UserError` for a folder that is neither, is unfinished, or stands twice."""
+def read(folders: list[Path]) -> tuple[list[Training], list[Evaluated], list[Prepared]]:
+    """Each in the order given. Raises `UserError` for a folder that is none of them, for an unfinished evaluation, and
+    for a folder that stands twice."""
     if not folders:
-        raise UserError("give the folder of a training run or of an evaluation")
+        raise UserError(f"give {WANTED}")
     places = [os.path.realpath(folder) for folder in folders]
     if twice := [str(folder) for folder, place in zip(folders, places) if places.count(place) > 1]:
         raise UserError(f"{', '.join(twice)}: one folder, given more than once")
-    trained, evaluated = [], []
+    found: dict[str, list[tuple[str, Path]]] = {kind: [] for kind in ("training", "evaluation", "preparation")}
     for folder, place in zip(folders, places):
-        if _is_training(folder):
-            trained.append((place, folder))
-        else:
-            evaluated.append((place, Evaluation(folder)))
-    names = _apart([place for place, _ in trained])
-    training = [_training(names[place], folder) for place, folder in trained]
-    return training, _evaluated(evaluated)
+        found[_kind(folder)].append((place, folder))
+    evaluated = [(place, Evaluation(folder)) for place, folder in found["evaluation"]]
+    return _named(found["training"], _training), _evaluated(evaluated), _named(found["preparation"], prepared.read)
 
 
-def _is_training(folder: Path) -> bool:
+def _named(found: list[tuple[str, Path]], reader: Callable[[str, Path], T]) -> list[T]:
+    names = _apart([place for place, _ in found])
+    return [reader(names[place], folder) for place, folder in found]
+
+
+def _kind(folder: Path) -> str:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give the folder of a training run or of an evaluation")
+        raise UserError(f"{folder}: is a file; give {WANTED}")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a training run or of an evaluation")
-    holds = [name for name in ("eval.json", "results.json", "metrics.jsonl", "config.toml") if (folder / name).exists()]
-    if not holds:
-        raise UserError(
-            f"{folder}: holds neither metrics.jsonl, as a training run's folder does, nor results.json, as an "
-            "evaluation's does"
-        )
-    return holds[0] in ("metrics.jsonl", "config.toml")
+        raise UserError(f"{folder}: no such folder; give {WANTED}")
+    for kind, names in (("evaluation", ("eval.json", "results.json")), ("training", ("metrics.jsonl", "config.toml"))):
+        if any((folder / name).exists() for name in names):
+            return kind
+    if prepared.is_preparation(folder):
+        return "preparation"
+    raise UserError(
+        f"{folder}: holds neither metrics.jsonl, as a training run's folder does, nor results.json, as an "
+        "evaluation's does, nor a NAME.ledger.json or NAME/dataset.json, as a preparation's does"
+    )
 
 
 def _training(name: str, folder: Path) -> Training:

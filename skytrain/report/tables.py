@@ -1,4 +1,5 @@
-"""The report's numbers: scores beside the published ones, models compared, and what a training run took."""
+"""The report's numbers: scores beside the published ones, models compared, what became of the rows of data, and what a
+training run took."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import msgspec
 
 from skytrain.eval.results import Part, Score, TaskResult
 from skytrain.eval.scores import compare
+from skytrain.report.prepared import Made, Prepared
 from skytrain.report.runs import Evaluated, Training
 from skytrain.report.samples import Counted
 
@@ -209,6 +211,66 @@ def _differs(a: Evaluated, b: Evaluated, name: str) -> list[str]:
         if all(told) and told[0] != told[1]:
             found.append(f"{key} of the servers")
     return found
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """Texts. do: what the stage does, where its name tells another thing. sources: what it has read: stages, or files
+    from elsewhere. reasons: of what was dropped, most first."""
+
+    name: str
+    do: str
+    sources: list[str]
+    read: str
+    kept: str
+    dropped: str
+    reasons: list[str]
+    notes: list[str]
+
+
+def stage_rows(one: Prepared) -> list[StageRow]:
+    """In the order in which the stages read each other."""
+    return [_stage_row(made, one) for made in one.stages]
+
+
+def _stage_row(made: Made, one: Prepared) -> StageRow:
+    stages = {other.file: other for other in one.stages if other is not made}
+    sources = [stages[file].name if file in stages else file for file, _, _ in made.inputs] or [NONE]
+    account = made.account
+    if account is None:
+        return StageRow(made.name, "", sources, NONE, NONE, NONE, [], ["unfinished"])
+    notes = [] if made.verdicts is None or made.verdicts[1] <= 0 else [_correct(*made.verdicts)]
+    notes += [_note(name, count) for name, count in account.notes.items()]
+    for file, _, sha256 in made.inputs:
+        if file in stages and stages[file].account is not None and stages[file].sha256 != sha256:
+            notes.append(f"read another {file} than the one that is here now")
+    reasons = sorted(account.dropped.items(), key=lambda item: (-item[1], item[0]))
+    return StageRow(
+        made.name, account.stage if account.stage != made.name else "", sources,
+        f"{account.read:,}" + (f" × {account.samples:,}" if account.samples != 1 else ""), f"{account.kept:,}",
+        f"{sum(account.dropped.values()):,}", [f"{reason} {count:,}" for reason, count in reasons], notes,
+    )  # fmt: skip
+
+
+def _correct(correct: int, judged: int) -> str:
+    return f"{correct / judged:.1%} correct: {correct:,} of {judged:,} with a verdict"
+
+
+def _note(name: str, count: float) -> str:
+    if name == "USD":
+        return f"{number(count)} USD"
+    return f"{name} {count:,.0f}" if count % 1 == 0 and abs(count) < 2**53 else f"{name} {number(count)}"
+
+
+DATA_SET = ("documents", "trained tokens", "context tokens", "longest document", "limit")
+
+
+def data_set_rows(one: Prepared) -> list[tuple[str, list[str]]]:
+    """(name, values in the order of DATA_SET) of each tokenised data set."""
+    sets = [(made.name, made.tokens) for made in one.stages if made.tokens is not None]
+    return [
+        (name, [f"{value:,}" for value in (t.documents, t.trained, t.context, t.longest, t.limit)]) for name, t in sets
+    ]
 
 
 def training_facts(runs: list[Training]) -> list[tuple[str, list[str]]]:

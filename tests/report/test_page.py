@@ -13,6 +13,7 @@ import pytest
 from evaluations import Problem
 
 from skytrain import cli
+from skytrain.prep.stage import Stage
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 NEEDED = "SKYTRAIN_NEEDS_CHROMIUM"
@@ -89,7 +90,19 @@ def small(tmp_path: Path) -> list[Path]:
         evaluations.write(tmp_path / "a", "before", {"aime24": problems}, aime24={"title": "AIME 2024"}),
         evaluations.write(tmp_path / "b", "after", {"aime24": problems[:20]}, aime24={"warnings": ["a warning"]}),
         evaluations.write_training(tmp_path / "run"),
+        prepared(tmp_path / "data"),
     ]
+
+
+def prepared(folder: Path) -> Path:
+    """A stage with more reasons and notes than others, and one that it has read."""
+    for name, inputs in (("import", []), ("grade_of_a_long_name", [folder / "import.jsonl"])):
+        with Stage("filter", inputs, folder / f"{name}.jsonl", {}) as stage:
+            stage.account.read = 9
+            for i in range(9):
+                stage.drop({}, f"a_reason_of_some_length_{i}")
+                stage.notes[f"a note that is as long as those of select or filter {i}"] = 1e6
+    return folder
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -102,13 +115,15 @@ def test_all_is_visible_and_nothing_is_complained_of(browser, tmp_path, scheme, 
     show(browser, tmp_path, *small(tmp_path))
     table = browser.find_element(By.ID, "score-table")
     assert "62.5" in table.text and "43.3" in table.text
+    stages = browser.find_element(By.CSS_SELECTOR, "#data table")
+    assert "grade_of_a_long_name" in stages.text and "a_reason_of_some_length_8 1" in stages.text
     figures = browser.find_elements(By.CSS_SELECTOR, "figure svg")
     assert len(figures) == 5  # four of the run, one of lengths
     across = browser.execute_script("return document.documentElement.clientWidth")
-    for element in (table, *figures, *browser.find_elements(By.CSS_SELECTOR, "figure path")):
+    for element in (table, stages, *figures, *browser.find_elements(By.CSS_SELECTOR, "figure path")):
         box = element.rect
         assert element.is_displayed() and box["width"] > 0 and box["height"] > 0
-        assert box["x"] >= 0 and (element is table or box["x"] + box["width"] <= across + 1)
+        assert box["x"] >= 0 and (element in (table, stages) or box["x"] + box["width"] <= across + 1)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= across
     paths = browser.find_elements(By.CSS_SELECTOR, "figure .line")
     colors = {line.value_of_css_property("color") for line in paths}

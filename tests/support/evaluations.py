@@ -136,7 +136,7 @@ def report(*folders, out, overwrite=False) -> int:
 
 
 def read(*folders):
-    training, evaluated = runs.read(list(folders))
+    training, evaluated, _ = runs.read(list(folders))
     return training, evaluated, samples.count(evaluated)
 
 
