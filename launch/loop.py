@@ -105,6 +105,7 @@ class Loop:
         self._prompts = Prompts(self._path / "recipes" / "prompts" / "data")
 
     def run(self) -> int:
+        print(f"commands are given in {self._path}")
         self._stage("problems and untrained models", self._make_problems)
         self._stage("the teacher's training", self._first_training, TEACHER)
         self._stage("the student's first training", self._first_training, BEFORE)
@@ -177,12 +178,15 @@ class Loop:
         return str(folder.relative_to(self._path))
 
     def _served(self, *models: str) -> AbstractContextManager[dict[str, str]]:
-        folders = {model: self._path / self._exported(model) for model in models}
+        folders = {model: self._exported(model) for model in models}
         return served(self._vllm, folders, self._path, MAX_MODEL_LEN, held=[self._folder.taken])
 
     def _prepare(self, server: str) -> None:
-        self._command("skytrain", "prep", "run", "recipes/data.toml", f'generate.server=["{server}"]',
-                      f"generate.seed={self._seed}")  # fmt: skip
+        # Tokens are the student's own as it was exported: that has a chat template with its system prompt in it.
+        model = self._exported(BEFORE)
+        settings = [f'generate.server=["{server}"]', f"generate.seed={self._seed}"]
+        settings += [f"{data}.model={model}" for data in ("verified", "unverified")]
+        self._command("skytrain", "prep", "run", "recipes/data.toml", *settings)
 
     def _evaluate(self, servers: dict[str, str]) -> None:
         for model, server in servers.items():

@@ -45,23 +45,23 @@ def program(folder: Path) -> Path:
 
 @contextmanager
 def served(
-    vllm: Path, models: dict[str, Path], logs: Path, max_model_len: int, held: Sequence[int] = ()
+    vllm: Path, models: dict[str, str], folder: Path, max_model_len: int, held: Sequence[int] = ()
 ) -> Iterator[dict[str, str]]:
     """Name to address of a server for each of `models`, started side by side; ended on leaving.
 
-    logs: the folder of vllm-NAME.log. held: as in `steps.command`. Raises `UserError` for a server that ends, or is not
-    ready in `START_SECONDS`.
+    folder: where the commands are given, that models' paths are from; vllm-NAME.log is written there. held: as in
+    `steps.command`. Raises `UserError` for a server that ends, or is not ready in `START_SECONDS`.
     """
     with ExitStack() as stack:
         started = {}
         for name, model in models.items():
-            log = logs / f"vllm-{name}.log"
+            log = folder / f"vllm-{name}.log"
             port = _free_port()
             command = [vllm, "serve", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", port]
             command += ["--max-model-len", max_model_len, *OPTIONS]
             words = [str(word) for word in command]
             print("$", *words, flush=True)
-            started[name] = stack.enter_context(_process(words, log, held)), log, port
+            started[name] = stack.enter_context(_process(words, folder, log, held)), log, port
         deadline = time.monotonic() + START_SECONDS
         for name, (process, log, port) in started.items():
             _wait(name, process, log, port, deadline)
@@ -69,10 +69,11 @@ def served(
 
 
 @contextmanager
-def _process(words: list[str], log: Path, held: Sequence[int]) -> Iterator[subprocess.Popen]:
+def _process(words: list[str], folder: Path, log: Path, held: Sequence[int]) -> Iterator[subprocess.Popen]:
     with log.open("ab") as file:
         process = subprocess.Popen(
             words,
+            cwd=folder,
             env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -147,7 +147,7 @@ def test_a_server_that_ends_is_told(tmp_path):
     vllm.write_text("#!/bin/sh\necho no such option\nexit 3\n")
     vllm.chmod(0o755)
     told = pytest.raises(UserError, match=r"status 3 .* one; see .*vllm-one.log")
-    with told, served(program(tmp_path), {"one": tmp_path}, tmp_path, 64):
+    with told, served(program(tmp_path), {"one": "model"}, tmp_path, 64):
         pass
     assert "no such option" in (tmp_path / "vllm-one.log").read_text()
 
@@ -168,7 +168,7 @@ def test_servers_are_ended_on_leaving(tmp_path):
     vllm = tmp_path / "bin" / "vllm"
     vllm.write_text(SERVER.format(python=sys.executable))
     vllm.chmod(0o755)
-    with served(program(tmp_path), {"one": tmp_path, "two": tmp_path}, tmp_path, 64) as servers:
+    with served(program(tmp_path), {"one": "model", "two": "model"}, tmp_path, 64) as servers:
         assert set(servers) == {"one", "two"} and len(set(servers.values())) == 2
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         running = [pid for pid in children if str(vllm).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -193,6 +193,10 @@ def test_a_gain_is_held_against_the_whole_width_of_its_interval():
 
 def test_the_forms_are_what_the_recipes_know():
     for form in (loop.FULL, loop.SHORT):
-        assert set(form.families) <= set(FAMILIES) and loop.VERIFIED in form.students and set(form.steps) == {loop.TEACHER, loop.BEFORE}
+        assert (
+            set(form.families) <= set(FAMILIES)
+            and loop.VERIFIED in form.students
+            and set(form.steps) == {loop.TEACHER, loop.BEFORE}
+        )
         recipe = (LAUNCH / "recipes" / "loop" / "eval.toml").read_text()
         assert all(f'name = "{name}"' in recipe for name in form.families)
