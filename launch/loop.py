@@ -1,9 +1,9 @@
 """The whole system in miniature, with real parts: python launch/loop.py [--short] [--out FOLDER] [--overwrite]
 
 Problems of reasoning-gym are answered, several times each, by a teacher that our own training made and vLLM serves.
-The traces are rewritten, graded, filtered and tokenised. A smaller student, which so far answers at once, learns from
-them to think; it is exported, served and evaluated, beside what it was before, its teacher, and a student that learned
-from traces that nobody graded. All of it ends in one report.
+The traces are rewritten, graded, filtered and tokenised. A smaller and weaker student learns from them; it is exported,
+served and evaluated, beside what it was before, its teacher, and a student that learned from traces that nobody graded.
+All of it ends in one report.
 
 Started again, it goes on where it was ended, whatever ended it. Exit status 1 where the student's gain is not larger
 than its interval. --short: one family of problems, and no student of ungraded traces.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loop_folder import LoopFolder, write_jsonl
-from loop_problems import FAMILIES, Item, boxed, chat, make_parts, worked
+from loop_problems import FAMILIES, Item, chat, make_parts, worked
 from loop_scores import larger_than_its_interval, measured, summary, told
 from loop_serve import program, served
 from small_model import Size, write_model_folder
@@ -37,10 +37,8 @@ MAX_MODEL_LEN = 512
 
 
 TEACHER, BEFORE, VERIFIED, UNVERIFIED = "teacher", "student-before", "student-verified", "student-unverified"
-ANSWERS = "Answer at once."
-"""The system prompt of the student's first training."""
-EPOCHS = 8
-"""Of the student's training on traces: there are few."""
+EPOCHS = 4
+"""Of the student's training on traces."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,10 @@ class Form:
 FULL = Form(
     "full",
     tuple(FAMILIES),
-    {"held_out": 150, "asked": 600, "taught": 1800},
+    {"held_out": 150, "asked": 1000, "taught": 1400},
     Size(vocabulary=640),
     Size(vocabulary=640, intermediate=256, layers=3),
-    {TEACHER: 1200, BEFORE: 300},
+    {TEACHER: 1200, BEFORE: 450},
     {VERIFIED: "verified", UNVERIFIED: "unverified"},
 )
 SHORT = Form(
@@ -72,7 +70,7 @@ SHORT = Form(
     {"held_out": 100, "asked": 400, "taught": 4000},
     Size(vocabulary=512),
     Size(vocabulary=512, intermediate=256, layers=3),
-    {TEACHER: 450, BEFORE: 100},
+    {TEACHER: 500, BEFORE: 200},
     {VERIFIED: "verified"},
 )
 
@@ -139,16 +137,13 @@ class Loop:
             held_out = [item for item in parts["held_out"] if item["metadata"]["source_dataset"] == name]
             self._write(f"problems/{name}.jsonl", map(problem, held_out))
         self._write("problems/asked.jsonl", map(problem, parts["asked"]))
-        thinks = self._prompts.render("teacher.system")
-        chats = {
-            TEACHER: [chat(thinks, self._question(item), worked(item)) for item in parts["taught"]],
-            BEFORE: [chat(ANSWERS, self._question(item), boxed(item)) for item in parts["taught"]],
-        }
+        system = self._prompts.render("teacher.system")
+        chats = [chat(system, self._question(item), worked(item)) for item in parts["taught"]]
+        self._write("chats.jsonl", chats)
         # One tokenizer for both, as within a family of models.
-        texts = [turn["content"] for rows in chats.values() for row in rows[:2000] for turn in row["messages"]]
+        texts = [turn["content"] for row in chats[:2000] for turn in row["messages"]]
         texts.append(self._prompts.render("train.system"))
         for name, size in {TEACHER: self._form.teacher, BEFORE: self._form.student}.items():
-            self._write(f"chats/{name}.jsonl", chats[name])
             self._folder.made(f"models/{name}", write_model_folder, texts, self._seed, size)
         item = parts["asked"][0]
         print(", ".join(f"{len(items):,} {part}" for part, items in parts.items()) + " problems; one of them:")
@@ -161,11 +156,11 @@ class Loop:
         self._folder.made(name, write_jsonl, rows)
 
     def _first_training(self, model: str) -> None:
-        data = f"data/{model}"
-        if not (self._path / data / "dataset.json").exists():
-            self._command("skytrain", "prep", "tokenize", f"chats/{model}.jsonl", "--model", f"models/{model}",
-                          "--out", data, "--workers", 1)  # fmt: skip
-        self._train(model, f"models/{model}", data, "train.epochs=10", f"train.max_steps={self._form.steps[model]}")
+        """The student's ends early: it is to be weak, and it is smaller."""
+        if not (self._path / "chats" / "dataset.json").exists():
+            self._command("skytrain", "prep", "tokenize", "chats.jsonl", "--model", f"models/{model}",
+                          "--out", "chats", "--workers", 1)  # fmt: skip
+        self._train(model, f"models/{model}", "chats", "train.epochs=10", f"train.max_steps={self._form.steps[model]}")
 
     def _train(self, run: str, model: str, data: str, *settings: str) -> None:
         places = f"run.dir={run}", f"model.path={model}", f"data.path={data}", f"run.seed={self._seed}"
