@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment with vLLM, which all clones of one user share: it is 3.4 GB.
 VLLM ?= $(or $(SKYTRAIN_VLLM),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/skytrain/vllm)
 
-.PHONY: setup vllm lint test faults-short faults demo loop bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
+.PHONY: setup vllm lint test faults-short faults faults-loop demo loop bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,10 @@ faults-short: setup
 
 faults: setup
 	$(BIN)/python -P tests/faults.py --kills 200 --record
+
+# The short loop ended by kill -9 in each of its stages: about fifteen minutes.
+faults-loop: setup vllm
+	$(BIN)/python -P tests/loop_faults.py --vllm $(VLLM) --record
 
 demo: setup
 	$(BIN)/python launch/demo.py --overwrite
