@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment with vLLM, which all clones of one user share: it is 3.4 GB.
 VLLM ?= $(or $(SKYTRAIN_VLLM),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/skytrain/vllm)
 
-.PHONY: setup vllm lint test faults-short faults faults-loop demo loop bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
+.PHONY: setup vllm lint test faults-short faults faults-loop demo demo-float8 loop bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
 
 setup: .venv/.ready
 
@@ -48,6 +48,9 @@ faults-loop: setup vllm
 
 demo: setup
 	$(BIN)/python launch/demo.py --overwrite
+
+demo-float8: setup
+	$(BIN)/python launch/demo.py --out runs/demo_float8 --overwrite train.float8=rowwise
 
 # The whole system with vLLM: under 25 minutes on two cores, LOOP=short under 6. Started again, it goes on.
 loop: setup vllm
