@@ -159,7 +159,7 @@ def _gpus(facts: Facts) -> list[dict[str, Any]]:
 
 def _no_gpu(facts: Facts, smi: dict[str, Any] | None) -> Finding:
     if smi is None:
-        return Finding("GPU", "limited", "none: trains tiny models on the CPU; Triton, flash-attn and NCCL are for GPUs")
+        return Finding("GPU", "limited", "none: trains tiny models on the CPU; Triton and flash-attn are for GPUs")
     if "error" in smi:
         text = f"nvidia-smi is there and {smi['error']}: the driver does not work, and training is on the CPU alone"
         return Finding("GPU", "limited", text, "install or reload NVIDIA's driver, then restart", basic=True)
