@@ -23,8 +23,6 @@ OPTIONS = [
     "--enforce-eager", "--dtype", "float32",
     # On a CPU vLLM 0.32 dies of a seeded request whose prompt comes in parts: its generators have no offset.
     "--max-num-batched-tokens", "65536",
-    # One process less, which would import all of vLLM again.
-    "--distributed-executor-backend", "uni",
 ]  # fmt: skip
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
