@@ -217,7 +217,8 @@ def evaluation_of(model: str) -> str:
 
 
 def problem(item: Item) -> dict[str, Any]:
-    return {"question": item["question"], "answer": item["answer"], "source": item["metadata"]["source_dataset"]}
+    found = {"question": item["question"], "answer": item["answer"], "domain": "math"}
+    return {**found, "source": item["metadata"]["source_dataset"]}
 
 
 if __name__ == "__main__":
