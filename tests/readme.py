@@ -29,7 +29,7 @@ import small_hub  # noqa: E402
 from teacher import Teacher  # noqa: E402
 
 PAGES = (
-    "README.md", "skytrain/prep/README.md", "skytrain/eval/README.md", "launch/README.md", "launch/multi_node.md",
+    "README.md", "CODE.md", "skytrain/prep/README.md", "skytrain/eval/README.md", "launch/README.md", "launch/multi_node.md",
     "bench/README.md",
 )  # fmt: skip
 FETCHES_ALL = ("launch/README.md",)
@@ -75,16 +75,13 @@ class Tester:
         for path in ROOT.iterdir():
             if path.name not in made and not path.name.startswith("."):
                 (folder / path.name).symlink_to(path)
-        # Benchmarks write beside themselves.
-        shutil.copytree(ROOT / "bench", folder / "bench", ignore=shutil.ignore_patterns("*.csv", "__pycache__"))
-        for path in ROOT.joinpath("bench/results").glob("*.csv"):
-            (folder / "bench/results" / path.name).touch()
-        (folder / "bin").mkdir()
+        for inner in ("bench", "bin", "data/hub", "models"):
+            (folder / inner).mkdir(parents=True)
+        for path in (ROOT / "bench").iterdir():
+            (folder / "bench" / path.name).symlink_to(path)
         hf = f'#!/bin/sh\nexec {sys.executable} -P {ROOT}/tests/support/offline_hf.py {self.hub} "$@"\n'
         (folder / "bin/hf").write_text(hf)
         (folder / "bin/hf").chmod(0o755)
-        for inner in ("models", "data/hub"):
-            (folder / inner).mkdir(parents=True)
         if name not in FETCHES_ALL:
             self.suppose(folder, name)
         return folder

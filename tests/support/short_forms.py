@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable, Mapping
@@ -120,7 +119,6 @@ def _parsed(parse: Callable):
         raise ValueError("its program's own parser refuses the words; what it says stands above") from None
 
 
-LOOP = {"settings": {"form": "short"}, "seconds": {"data": 1.0}, "accounts": [], "scores": {}, "gains": {}}
 TRAINED = "train.max_steps=2 train.compile=false checkpoint.every=1"
 AGAIN = "rm -r runs/sky_t1_32b/checkpoints/step-00000002 runs/sky_t1_32b/export"
 """So that a run that is gone on with has a step to do."""
@@ -130,7 +128,7 @@ NODES = {r"--nnodes 2": "--nnodes 1", r"node1:29500": "localhost:0", **RANKS}
 FEW = "--limit 2 --samples 1"
 
 FORMS = [
-    Form(r"git clone https://", why="the tests are in a clone"),
+    Form(r"git clone ", why="the tests are in a clone"),
     Form(r"cd ", why="the folder is like a clone"),
     Form(r"export \w+=\S+$", why="it holds for the commands behind it"),
     Form(r"\. \.venv/bin/activate$", why="every command here is given this environment's programs"),
@@ -160,8 +158,4 @@ FORMS = [
     Form(r"torchrun --nproc-per-node 8 ", RANKS, TRAINED, words=torchrun),
     Form(r"sbatch ", words=sbatch, why="Slurm is not here: the settings; tests/launch/test_slurm.py runs the script"),
     Form(r"scancel ", why="Slurm is not here; tests/launch/test_slurm.py sends the signal"),
-    Form(
-        r"python bench/loop_results.py",
-        before=f"mkdir -p runs/loop && echo {shlex.quote(json.dumps(LOOP))} > runs/loop/loop.json",
-    ),
 ]  # fmt: skip
