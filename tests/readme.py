@@ -29,8 +29,8 @@ import small_hub  # noqa: E402
 from teacher import Teacher  # noqa: E402
 
 PAGES = (
-    "README.md", "CODE.md", "skytrain/prep/README.md", "skytrain/eval/README.md", "launch/README.md", "launch/multi_node.md",
-    "bench/README.md",
+    "README.md", "CODE.md", "skytrain/prep/README.md", "skytrain/eval/README.md", "launch/README.md",
+    "launch/multi_node.md", "bench/README.md",
 )  # fmt: skip
 FETCHES_ALL = ("launch/README.md",)
 """Pages that suppose no model and no data set."""
@@ -50,15 +50,15 @@ class Tester:
         book = small_hub.write(self.hub)
         self.teacher = Teacher(port=PORT, book=book, engine="tests-1")
 
-    def page(self, name: str, commands: list[pages.Command]) -> None:
+    def page(self, name: str) -> None:
         folder = self.clone(name)
         environment = self.environment(folder)
         text = (ROOT / name).read_text(encoding="utf-8")
-        for command in commands:
-            self.command(command, folder, environment)
-            if command.words[0] == "export":
-                environment |= [command.words[1].split("=", 1)]
-        for block in pages.blocks(name, text):
+        for block in _blocks(name):
+            for command in pages.commands(block):
+                self.command(command, folder, environment)
+                if command.words[0] == "export":
+                    environment |= [command.words[1].split("=", 1)]
             if block.language == "toml":
                 self.recipe(block, folder, environment)
         for line, wrong in pages.broken_links(ROOT / name):
@@ -175,20 +175,17 @@ def main() -> int:
             return 2
     began = time.perf_counter()
     there = [name for name in PAGES if (ROOT / name).exists()]
-    every = {name: _commands(name) for name in there}
-    lost = short_forms.unknown([command for found in every.values() for command in found], short_forms.FORMS)
+    every = [command for name in there for block in _blocks(name) for command in pages.commands(block)]
     tmp = Path(tempfile.mkdtemp(prefix="readme-"))
-    serves = _vllm([command for found in every.values() for command in found])
+    serves = _vllm([command for command in every if arguments.only in (None, command.page)])
     try:
         tester = Tester(tmp)
-        tester.failed += lost
+        tester.failed += short_forms.unknown(every, short_forms.FORMS)
         with tester.teacher:
             for name in there:
                 if arguments.only in (None, name):
-                    tester.page(name, every[name])
-        if serves is None:
-            print("vLLM is not installed (make vllm): the words of vllm serve were not read")
-        elif serves.wait():
+                    tester.page(name)
+        if serves is not None and serves.wait():
             tester.fail("vllm serve", serves.stdout.read()[-2000:])
     finally:
         if serves is not None:
@@ -204,17 +201,18 @@ def main() -> int:
     return 1 if tester.failed else 0
 
 
-def _commands(name: str) -> list[pages.Command]:
-    found = pages.blocks(name, (ROOT / name).read_text(encoding="utf-8"))
-    return [command for block in found if block.language == "sh" for command in pages.commands(block)]
+def _blocks(name: str) -> list[pages.Block]:
+    return pages.blocks(name, (ROOT / name).read_text(encoding="utf-8"))
 
 
 def _vllm(commands: list[pages.Command]) -> subprocess.Popen | None:
-    """Where `make vllm` has put it."""
+    """Where `make vllm` has put it, and a page has such words."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = Path(os.environ.get("SKYTRAIN_VLLM") or cache / "skytrain" / "vllm") / "bin" / "python"
     served = [command for command in commands if "serve" in command.words[:2]]
-    return short_forms.vllm_words(python, served) if python.exists() and served else None
+    if served and not python.exists():
+        print("vLLM is not installed (make vllm): the words of its commands are not read by its parser")
+    return short_forms.vllm_words(python, served) if served and python.exists() else None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ folder = "data"
 
 
 def found():
-    return [command for block in blocks("P.md", PAGE) if block.language == "sh" for command in commands(block)]
+    return [command for block in blocks("P.md", PAGE) for command in commands(block)]
 
 
 def test_commands_are_those_of_the_blocks_with_the_lines_where_they_begin():

@@ -57,8 +57,10 @@ def blocks(page: str, text: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """Those of a block of sh; two that `&&` joins are two."""
+    """Those of a block of sh, none of another; two that `&&` joins are two."""
     found, pending, begin = [], "", 0
+    if block.language != "sh":
+        return found
     for number, line in enumerate(block.text.splitlines(), block.line):
         begin = begin if pending else number
         pending += line
