@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment with vLLM, which all clones of one user share: it is 3.4 GB.
 VLLM ?= $(or $(SKYTRAIN_VLLM),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/skytrain/vllm)
 
-.PHONY: setup vllm lint test faults-short faults faults-loop demo demo-float8 loop bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
+.PHONY: setup vllm lint test faults-short faults faults-loop demo demo-float8 loop readme bench-packing bench-peers bench-kernels bench-traffic bench-plan bench-host bench-prep bench-check clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,10 @@ lint: setup
 # ones come first (tests/conftest.py), and not those with the most tests.
 test: setup
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 SKYTRAIN_VLLM=$(VLLM) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every command of the pages for people, in a short form: about two minutes. Port 8000 must be free.
+readme: setup
+	$(BIN)/python -P tests/readme.py
 
 # Runs ended by kill -9 at random moments, and gone on with; the long form takes about half an hour.
 faults-short: setup
