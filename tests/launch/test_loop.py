@@ -193,6 +193,10 @@ def test_a_gain_is_held_against_the_whole_width_of_its_interval():
 
 def test_the_forms_are_what_the_recipes_know():
     for form in (loop.FULL, loop.SHORT):
-        assert set(form.families) <= set(FAMILIES) and loop.VERIFIED in form.students and set(form.steps) == {loop.TEACHER, loop.BEFORE}
+        assert (
+            set(form.families) <= set(FAMILIES)
+            and loop.VERIFIED in form.students
+            and set(form.steps) == {loop.TEACHER, loop.BEFORE}
+        )
         recipe = (LAUNCH / "recipes" / "loop" / "eval.toml").read_text()
         assert all(f'name = "{name}"' in recipe for name in form.families)
