@@ -307,7 +307,7 @@ def command(*arguments: str, ranks: int | None = None) -> subprocess.CompletedPr
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     return subprocess.run(
         [*start, str(ROOT / "launch" / "train.py"), *arguments],
-        capture_output=True, text=True, timeout=120, env=environment, check=False,
+        capture_output=True, text=True, timeout=300, env=environment, check=False,
     )  # fmt: skip
 
 
