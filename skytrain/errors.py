@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
 LONGEST = 2000
+LATE_SECONDS = 20.0
 EXTRAS = {
     **dict.fromkeys(("torch", "triton", "tensorboard"), "train"),
     "torchao": "float8",
@@ -71,8 +73,10 @@ def tell(line: str) -> None:
     """Once: on stderr, or under torchrun in the file whose content it prints last. What a rank itself prints stands
     above the forty lines that torchrun writes of its failure, and is out of sight."""
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        # torchrun ends all ranks where one has ended: the first one, which tells it, must not be late.
-        time.sleep(1.0)
+        # torchrun ends all ranks where one has ended, so that the first one, which tells it, must not be the later
+        # one. It is slower by seconds on a busy machine; once it has ended, torchrun's signal ends this wait.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LATE_SECONDS)
         return
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:

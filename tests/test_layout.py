@@ -43,8 +43,8 @@ def files(*folders: str) -> list[Path]:
 def test_arrows_point_one_way():
     for path in files("skytrain", "kernels"):
         for name in imports(path):
-            # The other side of `skytrain verify export`.
-            if name.startswith("transformers") and path.name == "verify.py":
+            # The other side of `skytrain verify export`; what `skytrain doctor` tries in a process of its own.
+            if name.startswith("transformers") and path.name in {"verify.py", "doctor_probe.py"}:
                 continue
             assert name.split(".")[0] not in {"launch", "bench", "tests", "transformers"}, f"{path} imports {name}"
     for path in files("kernels"):

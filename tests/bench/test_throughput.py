@@ -13,7 +13,7 @@ from skytrain import trainer
 NAME, WORKLOAD = next(iter(throughput.CPU.items()))
 KIND = "CPU of a test"
 PARTS = ("stored", "unchanged", "slowed")
-EACH = 30
+EACH = 20
 
 
 @pytest.fixture(scope="module")

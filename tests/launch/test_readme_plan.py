@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import commands
 import pytest
 
-from skytrain import cli, config
+from skytrain import config
 from skytrain.plan import forecast, hardware, known, memory, workload
 
 ROOT = Path(__file__).parents[2]
@@ -25,15 +26,9 @@ def no_rows_of_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.fixture
-def planned(capsys):
-    @functools.cache
-    def plan(*words: str) -> dict:
-        parsed = cli.parse(["plan", *words, "--json"])
-        parsed.run(parsed)
-        return json.loads(capsys.readouterr().out)
-
-    return plan
+@functools.cache
+def planned(*words: str) -> dict:
+    return json.loads(commands.run("plan", *words, "--json").stdout)
 
 
 def table(page: str, heading: str) -> list[list[str]]:
@@ -46,7 +41,7 @@ def numbers(text: str) -> list[float]:
     return [float(found.replace(",", "")) for found in re.findall(r"\d[\d,]*(?:\.\d+)?", text)]
 
 
-def test_each_number_of_the_table_of_stages_is_the_plan_s(planned):
+def test_each_number_of_the_table_of_stages_is_the_plan_s():
     *rows, last = table(README, "stage | what")
     stages = {
         (path, stage["name"]): stage
@@ -69,7 +64,7 @@ def test_each_number_of_the_table_of_stages_is_the_plan_s(planned):
     assert last[2:4] == [f"{sum(run['hours'] for run in runs):.2f}", f"{sum(run['money'] for run in runs):,.0f}"]
 
 
-def test_what_the_page_says_of_the_assumptions_is_the_table_s(planned):
+def test_what_the_page_says_of_the_assumptions_is_the_table_s():
     device = hardware.find(planned(DATA)["gpu"])
     assert f"{device.matmul_rate / 1e12:.0f} TFLOP/s" in README
     assert f"{planned(DATA)['serving_efficiency']:.0%}" in README
@@ -97,7 +92,7 @@ def test_the_disk_and_the_host_hold_what_the_page_says():
     assert host < numbers(re.search(r"([\d,]+) GiB of memory", README)[1])[0] < 1.3 * host
 
 
-def test_each_number_of_the_table_of_nodes_is_the_plan_s(planned):
+def test_each_number_of_the_table_of_nodes_is_the_plan_s():
     rows = table(PAGE, "nodes | `parallel.nodes`")
     assert len(rows) == 4
     for nodes, groups, step, hours, money in rows:
@@ -106,7 +101,7 @@ def test_each_number_of_the_table_of_nodes_is_the_plan_s(planned):
         assert (step, hours, money) == (seconds, f"{found['hours']:.2f}", f"{found['money']:,.0f}")
 
 
-def test_the_rows_are_in_the_results_too(planned):
+def test_the_rows_are_in_the_results_too():
     with (ROOT / "bench" / "results" / "plan.csv").open(newline="", encoding="utf-8") as file:
         newest = {(row["case"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
     for case, path in (("the data", DATA), ("the evaluation", EVALUATION)):

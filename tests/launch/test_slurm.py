@@ -10,11 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import runs
-from tiny_models import VOCAB_SIZE, write_tiny_model
 from torch.distributed.run import get_args_parser
-
-from skytrain import checkpoint, config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sh"
@@ -43,10 +39,23 @@ TORCHRUN = """
 import os, sys
 os.execv(sys.executable, [sys.executable, "-P", "-m", "torch.distributed.run", *sys.argv[1:]])
 """
+RANK = """
+import os, time
+from pathlib import Path
+from skytrain import signals
+signals.listen()
+file = Path(__file__).with_name("listens-" + os.environ["RANK"])
+file.touch()
+until = time.monotonic() + 60
+while signals.asked() is None and time.monotonic() < until:
+    time.sleep(0.05)
+time.sleep(1.0)  # as if it saved
+file.write_text(str(signals.asked()))
+"""
 
 
-def started(folder: Path, torchrun: str, *words: object, nodes: int = 1) -> subprocess.Popen:
-    """The script as sbatch would start it, on `nodes` of 2 GPUs."""
+def started(folder: Path, torchrun: str, *words: object, nodes: int = 1, clone: Path = ROOT) -> subprocess.Popen:
+    """The script as sbatch would start it in `clone`, on `nodes` of 2 GPUs."""
     bin = folder / "bin"
     bin.mkdir()
     for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "torchrun": torchrun}.items():
@@ -58,9 +67,9 @@ def started(folder: Path, torchrun: str, *words: object, nodes: int = 1) -> subp
     slurm = {"JOB_ID": "42", "JOB_NODELIST": "n[1-2]", "JOB_NUM_NODES": str(nodes), "GPUS_ON_NODE": "2"}
     environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
     environment |= {"PATH": f"{bin}:{os.environ['PATH']}", "FAKES": str(folder), "PORT": str(port)}
-    command = ["bash", str(SCRIPT), *map(str, words)]
+    command = ["bash", "launch/slurm.sh", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, **pipes)
+    return subprocess.Popen(command, cwd=clone, env=environment | {"OMP_NUM_THREADS": "1"}, **pipes)
 
 
 def test_it_is_a_script_that_bash_can_read():
@@ -93,27 +102,25 @@ def test_a_run_that_fails_is_not_queued_again(tmp_path):
     assert not (tmp_path / "asked").exists()
 
 
-def test_before_its_end_the_ranks_save_and_the_job_is_queued_again(tmp_path):
-    """With torchrun itself and two ranks. Slurm signals the process that it has started, not its children."""
-    model = write_tiny_model(tmp_path / "model", "qwen2")
-    data = runs.write_data(tmp_path / "data", runs.random_documents(24, vocab=VOCAB_SIZE), model)
-    run = tmp_path / "run"
-    settings = runs.settings(model, data, run, train__epochs=9000, export__at_end=False, train__stall_seconds=60)
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(config.dumps(settings), encoding="utf-8")
-    process = started(tmp_path, TORCHRUN, recipe)
-    metrics = run / "metrics.jsonl"
+def test_before_its_end_the_ranks_are_asked_to_stop_and_the_job_is_queued_again(tmp_path):
+    """With torchrun itself. Slurm signals the process that it has started, not its children. What ranks do that are
+    asked is in test_watch.py; these wait for it, and load nothing."""
+    clone = tmp_path / "clone" / "launch"
+    clone.mkdir(parents=True)
+    (clone / "slurm.sh").symlink_to(SCRIPT)
+    (clone / "train.py").write_text(RANK)
+    process = started(tmp_path, TORCHRUN, "recipe.toml", clone=clone.parent)
     until = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+    while len(list(clone.glob("listens-*"))) < 2:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert (tmp_path / "asked").read_text() == "requeue 42\n"
-    found, _ = checkpoint.find(run / "checkpoints")
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert int(found.name.removeprefix("step-")) == max(line["step"] for line in steps if "loss" in line)
+    assert {path.name: path.read_text() for path in clone.glob("listens-*")} == {
+        "listens-0": "SIGUSR1", "listens-1": "SIGUSR1",
+    }  # fmt: skip
 
 
 def test_its_pages_name_the_words_that_it_takes():
