@@ -16,7 +16,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,10 @@ FULL = Form(
 )
 SHORT = Form(
     "short",
-    ("chain_sum",),
+    ("leg_counting",),
     {"held_out": 100, "asked": 400, "taught": 4000},
-    Size(vocabulary=512),
-    Size(vocabulary=512, layers=3),
+    Size(vocabulary=640),
+    Size(vocabulary=640, layers=3),
     {TEACHER: 500, BEFORE: 250},
     {VERIFIED: "verified"},
 )
@@ -109,14 +109,15 @@ class Loop:
         self._stage("the student's first training", self._first_training, BEFORE)
         traces, before, after = "traces, graded and not", "evaluation before", "evaluation after"
         if not self._folder.done(traces, before):
-            with self._served(TEACHER, BEFORE) as servers:
+            with ExitStack() as stack:
+                servers = self._serve(stack, TEACHER, BEFORE)
                 self._stage(traces, self._prepare, servers[TEACHER])
                 self._stage(before, self._evaluate, servers)
         for student, data in self._form.students.items():
             self._stage(f"training of {student}", self._teach, student, data)
         if not self._folder.done(after):
-            with self._served(*self._form.students) as servers:
-                self._stage(after, self._evaluate, servers)
+            with ExitStack() as stack:
+                self._stage(after, self._evaluate, self._serve(stack, *self._form.students))
         models = [TEACHER, BEFORE, *self._form.students]
         self._stage("report", self._command, "skytrain", "report", *models, *map(evaluation_of, models), "data")
         return self._conclude(models)
@@ -172,9 +173,11 @@ class Loop:
         (folder,) = (self._path / run / "export").glob("step-*[0-9]")
         return str(folder.relative_to(self._path))
 
-    def _served(self, *models: str) -> AbstractContextManager[dict[str, str]]:
+    def _serve(self, stack: ExitStack, *models: str) -> dict[str, str]:
         folders = {model: self._exported(model) for model in models}
-        return served(self._vllm, folders, self._path, MAX_MODEL_LEN, held=[self._folder.taken])
+        servers = served(self._vllm, folders, self._path, MAX_MODEL_LEN, held=[self._folder.taken])
+        with self._folder.stage(f"start of vLLM for {' and '.join(models)}"):
+            return stack.enter_context(servers)
 
     def _prepare(self, server: str) -> None:
         # Tokens are the student's own as it was exported: that has a chat template with its system prompt in it.

@@ -42,7 +42,7 @@ def summary(values: dict[str, Means], pairs: list[tuple[str, str]], data: Path) 
             }
             for before, after in pairs
         },
-        "accounts": [read_finished(data / f"{stage}.jsonl").line() for stage in STAGES],
+        "accounts": [msgspec.to_builtins(read_finished(data / f"{stage}.jsonl").account) for stage in STAGES],
     }
 
 

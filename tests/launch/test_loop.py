@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import loop
+import msgspec
 import pytest
 from loop_folder import MARKER, LoopFolder
 from loop_problems import FAMILIES, boxed, family_of, make_parts, worked
-from loop_scores import larger_than_its_interval, told
+from loop_scores import ALL, STAGES, larger_than_its_interval, summary, told
 from loop_serve import program, served
 from steps import LAUNCH
 from teacher import until
@@ -19,6 +20,7 @@ from teacher import until
 from skytrain.errors import UserError
 from skytrain.prep.grade import grade_math
 from skytrain.prep.sections import split
+from skytrain.prep.stage import FORMAT, Account, Finished
 
 COUNTS = {"held_out": 20, "asked": 30, "taught": 40}
 SETTINGS = {"form": "short", "seed": 0}
@@ -189,6 +191,19 @@ def test_a_gain_is_held_against_the_whole_width_of_its_interval():
         }
     ).splitlines()
     assert lines[-2].split() == ["m", "25.0", "(20.0", "to", "30.0)"] and "+25.0 (+20.0 to +30.0)" in lines[-1]
+
+
+def test_a_summary_has_scores_gains_and_what_became_of_the_rows(tmp_path):
+    for stage in STAGES:
+        (tmp_path / f"{stage}.jsonl").touch()
+        done = Finished(FORMAT, Account(stage, read=3, kept=2, dropped={"wrong": 1}), {}, [], "")
+        (tmp_path / f"{stage}.ledger.json").write_bytes(msgspec.json.encode(done))
+    before = {ALL: {"a": [0.0, 0.0], "b": [0.0, 1.0]}}
+    after = {ALL: {"a": [1.0, 1.0], "b": [0.0, 1.0]}}
+    found = summary({"old": before, "new": after}, [("old", "new")], tmp_path)
+    assert found["scores"]["old"][ALL]["mean"] == 0.25 and found["scores"]["new"][ALL]["mean"] == 0.75
+    assert found["gains"]["old -> new"][ALL]["mean"] == 0.5
+    assert "grade: read 3 = kept 2 + dropped 1 (wrong 1)" in told(json.loads(json.dumps(found)))
 
 
 def test_the_forms_are_what_the_recipes_know():
