@@ -68,7 +68,7 @@ def compared(plan: Forecast, measured: dict[str, float]) -> tuple[dict[str, floa
         expected |= {"step_s": plan.timing.step, "tokens_per_s": plan.timing.tokens_per_s}
     numbers = {f"planned_{key}": value for key, value in expected.items()}
     numbers |= {f"measured_{key}": value for key, value in measured.items()}
-    units = {"peak_memory_gib": "GiB at the peak", "step_s": "s a step", "tokens_per_s": "tokens/s"}
+    units = {"peak_memory_gib": "GiB of tensors at the peak", "step_s": "s a step", "tokens_per_s": "tokens/s"}
     parts = [
         f"{expected[key]:,.4g} {unit} (measured {measured[key]:,.4g})" if key in expected else f"{unit}: "
         f"{measured[key]:,.4g} measured" for key, unit in units.items()
