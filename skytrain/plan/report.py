@@ -51,7 +51,7 @@ def memory_line(one: Forecast) -> str:
 def time_line(one: Forecast) -> str:
     t = one.timing
     if t is None:
-        return "time not planned: no rates of this device in train.dtype are known; skytrain plan --calibrate measures them"
+        return "time not planned: no rates of this device in train.dtype are known (skytrain plan --calibrate)"
     money = "" if one.money is None else f", money {one.money:,.2f}"
     return (
         f"{t.step:.3g} s a step, {t.hours:.3g} h, {t.tokens_per_s:,.0f} tokens/s "
