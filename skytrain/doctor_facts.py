@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from skytrain.host import host_memory
+
 SECONDS = 60.0
 """For one process of tries."""
 CORE = ("numpy", "safetensors", "tokenizers", "jinja2", "rich", "msgspec")
@@ -123,15 +125,6 @@ def find_vllm() -> dict[str, str] | None:
     code = "from importlib.metadata import version; print(version('vllm'))"
     status, version = output([str(Path(os.path.realpath(path)).parent / "python"), "-c", code], 15.0)
     return {"path": path, "version": version.strip() if status == 0 else ""}
-
-
-def host_memory() -> int:
-    """Bytes: this host's, or what a container may have of it."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file; the word "max"
-            there = min(there, int(Path(limit).read_text()))
-    return there
 
 
 def free(folder: Path) -> int | None:

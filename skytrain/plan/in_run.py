@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import torch
 
 from skytrain.config import Config
 from skytrain.errors import UserError
+from skytrain.host import host_memory
 from skytrain.model import ModelConfig
 from skytrain.parallel import World
 from skytrain.plan import hardware
@@ -41,15 +38,6 @@ def planned(config: Config, model: ModelConfig, lengths: np.ndarray, world: Worl
             + f"; set less in activations.offload, or another optim.format than {plan.setting.format!r}"
         )
     return plan
-
-
-def host_memory() -> int:
-    """Bytes: this host's, or what a container may have of it."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file; the word "max"
-            there = min(there, int(Path(limit).read_text()))
-    return there
 
 
 def lines(plan: Forecast) -> list[str]:

@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path, own_rows):
 
 
 def test_what_the_host_cannot_hold_is_refused_before_the_run(settings, monkeypatch):
-    monkeypatch.setattr("skytrain.plan.in_run.os.sysconf", lambda name: 100)
+    monkeypatch.setattr("skytrain.plan.in_run.host_memory", lambda: 10_000)
     offloaded = {"activations__checkpoint": "selective", "activations__offload": ("attention",)}
     with pytest.raises(UserError, match=r"1 rank\(s\) would hold .* GiB in this host's memory"):
         train(settings(**offloaded))
