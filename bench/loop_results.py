@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ def draw(folder: Path, found: dict[str, Any], out: Path) -> Path:
     """Stages' minutes, losses of the trainings, and scores with their intervals."""
     # So that the same numbers are the same file.
     plt.rcParams.update({"svg.hashsalt": "loop", "font.size": 9})
-    figure, (clock, losses, scores) = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=[1.1, 1, 1.5])
+    figure, (clock, losses, scores) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1, 1, 1.7])
     stages = list(found["seconds"].items())
     starts = [sum(seconds for _, seconds in stages[:i]) / 60 for i in range(len(stages))]
     clock.barh(range(len(stages)), [s / 60 for _, s in stages], left=starts, color=COLOURS[2])
-    clock.set_yticks(range(len(stages)), [title for title, _ in stages])
+    clock.set_yticks(range(len(stages)), [textwrap.fill(title, 36) for title, _ in stages])
     clock.invert_yaxis()
     clock.set(xlabel="minutes", title="stages")
     models = list(found["scores"])
@@ -80,8 +81,8 @@ def draw(folder: Path, found: dict[str, Any], out: Path) -> Path:
         error = [[m - 100 * s["low"] for m, s in zip(means, of)], [100 * s["high"] - m for m, s in zip(means, of)]]
         places = [j + (i - (len(models) - 1) / 2) * width for j in range(len(families))]
         scores.bar(places, means, width, yerr=error, label=model, color=colour, capsize=2, error_kw={"linewidth": 0.9})
-    scores.set_xticks(range(len(families)), families)
-    scores.set(ylim=(0, 100), title="held-out problems right, percent (95% intervals)")
+    scores.set_xticks(range(len(families)), [family.replace("_", "\n") for family in families])
+    scores.set(ylim=(0, 100), title="held-out problems right, % (95% intervals)")
     scores.legend(frameon=False, fontsize=8, ncols=2)
     for axes in (clock, losses, scores):
         axes.spines[["top", "right"]].set_visible(False)

@@ -27,6 +27,7 @@ def measured(folder: Path) -> Means:
             right = float(sample.verdict == "correct")
             found[task.name][sample.id].append(right)
             found[ALL][f"{task.name}/{sample.id}"].append(right)
+    found[ALL] = found.pop(ALL)  # the last one, as sums are
     return found
 
 
