@@ -19,7 +19,7 @@ import record
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-COLOURS = ["#4c566a", "#a3aab8", "#2f6fb3", "#d08770"]
+COLOURS = ["#a3aab8", "#d08770", "#2f6fb3", "#4c566a"]
 
 
 def main() -> None:
