@@ -43,12 +43,13 @@ EPOCHS = 6
 
 @dataclass(frozen=True)
 class Form:
-    """counts: problems of each family, by what they are for. steps: of the first trainings. students: of traces, and
-    the data set of each."""
+    """counts: problems of each family, by what they are for. samples: of each problem, traces and answers alike. steps:
+    of the first trainings. students: of traces, and the data set of each."""
 
     name: str
     families: tuple[str, ...]
     counts: dict[str, int]
+    samples: int
     teacher: Size
     student: Size
     steps: dict[str, int]
@@ -59,6 +60,7 @@ FULL = Form(
     "full",
     tuple(FAMILIES),
     {"held_out": 150, "asked": 750, "taught": 1600},
+    4,
     Size(vocabulary=640),
     Size(vocabulary=640, layers=3),
     {TEACHER: 1200, BEFORE: 600},
@@ -67,10 +69,11 @@ FULL = Form(
 SHORT = Form(
     "short",
     ("leg_counting",),
-    {"held_out": 100, "asked": 400, "taught": 4000},
-    Size(vocabulary=640),
+    {"held_out": 200, "asked": 600, "taught": 4000},
+    2,
     Size(vocabulary=640, layers=3),
-    {TEACHER: 500, BEFORE: 250},
+    Size(vocabulary=640, layers=2),
+    {TEACHER: 400, BEFORE: 150},
     {VERIFIED: "verified"},
 )
 
@@ -183,7 +186,11 @@ class Loop:
     def _prepare(self, server: str) -> None:
         # Tokens are the student's own as it was exported: that has a chat template with its system prompt in it.
         model = self._exported(BEFORE)
-        settings = [f'generate.server=["{server}"]', f"generate.seed={self._seed}"]
+        settings = [
+            f'generate.server=["{server}"]',
+            f"generate.seed={self._seed}",
+            f"generate.samples={self._form.samples}",
+        ]
         settings += [f"{data}.model={model}" for data in ("verified", "unverified")]
         self._command("skytrain", "prep", "run", "recipes/data.toml", *settings)
 
@@ -193,7 +200,8 @@ class Loop:
             # Until traces are rewritten for it, a model thinks without tags.
             untagged = [] if model in self._form.students else ["--no-thinks"]
             self._command("skytrain", "eval", "recipes/eval.toml", "--tasks", families, "--server", server,
-                          "--model", model, "--seed", self._seed, "--out", evaluation_of(model), *untagged)  # fmt: skip
+                          "--model", model, "--samples", self._form.samples, "--seed", self._seed,
+                          "--out", evaluation_of(model), *untagged)  # fmt: skip
 
     def _teach(self, student: str, data: str) -> None:
         """On all that was kept, some epochs; on what was not graded, which is more, for as many steps."""
