@@ -59,9 +59,6 @@ class Prepared:
     name: str
     stages: list[Made]
 
-    def of_file(self, file: str) -> Made | None:
-        return next((made for made in self.stages if made.file == file), None)
-
 
 class _Verdict(msgspec.Struct):
     """Of a graded row."""
