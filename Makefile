@@ -11,6 +11,7 @@ setup: .venv/.ready
 # Built without isolation, since skytrain._C is compiled against the torch that is installed here.
 .venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("skytrain needs Python 3.11 to 3.13, and $(PYTHON) is another: make setup PYTHON=python3.12")'
+	@echo 'Making .venv with torch and the rest: two to ten minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip setuptools wheel ninja
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy

@@ -23,6 +23,10 @@ def absent(path: Path) -> str:
         return f"{folder}: holds a LoRA adapter alone; merge it into its base model (peft: merge_and_unload), and save"
     if any(name.endswith(".gguf") for name in names) and "config.json" not in names:
         return f"{folder}: holds GGUF, which cannot be trained; give the folder of the safetensors that it was made of"
+    inner = [str(folder / name) for name in names if (folder / name / "config.json").exists()]
+    if inner and "config.json" not in names:
+        more = f" (and {len(inner) - 3} more)" if len(inner) > 3 else ""
+        return f"{folder}: holds models, and is none itself; give one of them: {', '.join(inner[:3])}{more}"
     if path.suffix == ".safetensors" and any(name.endswith((".bin", ".pth", ".pt")) for name in names):
         return (
             f"{path}: no such file, and pickled weights are not read; let transformers write safetensors: "

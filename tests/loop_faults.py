@@ -64,7 +64,7 @@ def main() -> None:
 def start(vllm: Path, killed: list[str], choose: random.Random) -> str | None:
     """Starts the loop, kills it in the first stage that it was not killed in, and returns that one; None where it came
     to its end."""
-    words = [sys.executable, "-P", "-u", ROOT / "launch" / "loop.py", "--short", "--out", OUT, "--vllm", vllm]
+    words = [sys.executable, "-u", ROOT / "launch" / "loop.py", "--short", "--out", OUT, "--vllm", vllm]
     # A file, which outlives the loop: a pipe would break under what is told to end, and writes a line of it.
     with LOG.open("a") as log:
         loop = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)

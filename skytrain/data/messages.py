@@ -86,7 +86,8 @@ def _message(message: Any, where: str) -> tuple[dict[str, Any], bool]:
         raise Refused("malformed", f"{where} is not an object")
     role = message.get("role")
     if role not in ROLES:
-        raise Refused("bad_role", f"{where} has " + ("no role" if role is None else f"the role {str(role)[:40]!r}"))
+        found = "no role" if role is None else f"the role {str(role)[:40]!r}"
+        raise Refused("bad_role", f"{where} has {found}; roles are {', '.join(ROLES[:-1])} and {ROLES[-1]}")
     train = _train(message, where)
     if train and role != "assistant":
         raise Refused("malformed", f"{where}: train (or weight) is set, and only assistant turns can be trained")
