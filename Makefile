@@ -10,13 +10,15 @@ setup: .venv/.ready
 
 # Built without isolation, since skytrain._C is compiled against the torch that is installed here.
 .venv/.ready: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@command -v $(PYTHON) > /dev/null || { echo '$(PYTHON): not found; skytrain needs Python 3.11 to 3.13: make setup PYTHON=python3.12'; exit 1; }
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("skytrain needs Python 3.11 to 3.13, and $(PYTHON) is another: make setup PYTHON=python3.12")'
 	@echo 'Making .venv with torch and the rest: two to ten minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip setuptools wheel ninja
 	$(BIN)/python -m pip install -q -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[train,prep,dev]'
-	touch $@
+	@touch $@
+	@echo '.venv is ready: . .venv/bin/activate'
 
 # For the CPU: three to eight minutes. The mark's name changes with what would be installed.
 VLLM_READY := $(VLLM)/ready-$(shell cat launch/install_vllm.py launch/vllm_constraints.txt | sha256sum | cut -c 1-12)

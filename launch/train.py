@@ -28,7 +28,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 
-def main() -> None:
+def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # Optional for argparse alone, which else counts the overrides among the arguments that are required.
     parser.add_argument("recipe", nargs="?", metavar="RECIPE.toml", help="settings of a run, as in launch/recipes")
@@ -51,7 +51,9 @@ def main() -> None:
     # Imported later still, so that a mistake in the recipe is told before torch has loaded.
     from skytrain.trainer import train
 
-    train(settings, resume=arguments.resume == "auto", changes=arguments.change)
+    run = train(settings, resume=arguments.resume == "auto", changes=arguments.change)
+    # As of any program that Ctrl-C has ended, so that what a shell would do next is not done.
+    return 130 if run.done < run.total and signals.asked() == "SIGINT" else 0
 
 
 if __name__ == "__main__":

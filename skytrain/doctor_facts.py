@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from skytrain.host import host_memory
+from skytrain.host import host_memory, vllm_program
 
 SECONDS = 60.0
 """For one process of tries."""
@@ -113,13 +113,8 @@ def compiles() -> dict[str, Any] | None:
 
 
 def find_vllm() -> dict[str, str] | None:
-    """Its command and version: on the PATH, beside this Python, or where `make vllm` puts it. It is not started, which
-    takes longer than all of the rest."""
-    own = os.environ.get("SKYTRAIN_VLLM") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skytrain" / "vllm"
-    )
-    places = [shutil.which("vllm"), str(Path(sys.executable).parent / "vllm"), str(Path(own) / "bin" / "vllm")]
-    path = next((place for place in places if place and os.access(place, os.X_OK)), None)
+    """Its command and version. It is not started, which takes longer than all of the rest."""
+    path = vllm_program()
     if path is None:
         return None
     code = "from importlib.metadata import version; print(version('vllm'))"

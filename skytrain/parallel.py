@@ -125,6 +125,14 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def crowded(world: World) -> list[str]:
+    """A warning where more ranks than cores share this host, which is slower than fewer of them."""
+    cores = len(os.sched_getaffinity(0))
+    if world.device.type != "cpu" or world.local_size <= cores:
+        return []
+    return [f"warning: {world.local_size} ranks share {cores} CPU core(s); --nproc-per-node {cores} is faster"]
+
+
 def together(work: Callable[[], T]) -> T:
     """Runs `work` (without collectives in it) on every rank. A `UserError` on one becomes the same error on all.
 

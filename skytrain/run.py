@@ -348,6 +348,7 @@ def describe(run: Run) -> list[str]:
         f"{run.total:,} steps of {batch}, rows of at most {c.batch.max_tokens:,} tokens",
         f"optimizer {c.optim.name}, states {c.optim.format}",
         *in_run.lines(run.plan),
+        *parallel.crowded(world),
     ]
     longest = int(run.feed.dataset.lengths.max())
     if longest > model.config.max_position_embeddings:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a run to stop at the end of a step; a second one ends the process at once.
+"""SIGTERM, SIGUSR1 and Ctrl-C ask a run to stop at the end of a step; a second one ends the process at once.
 
 Nothing here imports torch, so that a door can listen before it loads anything.
 """
@@ -11,7 +11,7 @@ import threading
 import time
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 1.0
 """A signal to a whole group of processes comes twice to a rank: from the sender, and passed on by torchrun."""
 
@@ -38,6 +38,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _asked is None:
         _asked = (now, signal.Signals(number).name)
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            # Not print, which the signal may have come in the middle of.
+            os.write(2, b"\ninterrupted: stops after this step, with a checkpoint; once more ends it at once\n")
     elif now - _asked[0] > SAME_REQUEST_SECONDS:
         # No clean-up: every file gets its name when it is whole, so that what stands is good.
         os._exit(128 + number)

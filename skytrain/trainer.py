@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from skytrain import flops, optim, parallel, progress
 from skytrain.config import Config
 from skytrain.errors import UserError
 from skytrain.feed import Feed, Step
+from skytrain.host import vllm_program
 from skytrain.metrics import Metrics
 from skytrain.model import CausalLM
 from skytrain.plan import in_run
@@ -34,7 +36,8 @@ def train(settings: Config, *, resume: bool = False, changes: Collection[str] = 
     """Trains as `settings` say, from the newest complete checkpoint of the run folder where `resume` is set.
 
     changes: keys of the recipe that may differ from those of the run that is resumed, where that changes its course.
-    SIGTERM or SIGUSR1 to any rank ends the run after a step, with a checkpoint; `Run.done` is then less than its total.
+    Where `signals.listen` was called, SIGTERM, SIGUSR1 or Ctrl-C to any rank ends the run after a step, with a
+    checkpoint; `Run.done` is then less than its total.
     Raises `UserError` for what the user can mend: before anything is written, or with a checkpoint saved.
     """
     # Until the ranks have found each other, nobody can tell who is missing.
@@ -134,14 +137,21 @@ def finish(run: Run, watch: Watch, metrics: Metrics) -> None:
         # Here, so that a run that was ended between its last checkpoint and its export still makes it.
         exported = write_export(run) if run.config.export.at_end else None
         if (measured := metrics.typical()) is not None:
-            numbers, text = in_run.compared(run.plan, measured)
+            numbers, text = in_run.compared(run.plan, measured, run.world.device)
             metrics.write({"step": run.total, **numbers})
             metrics.say(text)
         metrics.say(f"done: {run.total} steps, checkpoint in {where.parent}")
         if exported is not None:
-            metrics.say(f"exported to {exported}; serve it: vllm serve {shlex.quote(str(exported))}")
+            metrics.say(f"exported to {exported}; serve it: {serve_command(exported, run.world.device)}")
     metrics.close()
     run.feed.close()
+
+
+def serve_command(exported: Path, device: torch.device) -> str:
+    """With the vLLM of this host, where there is one. On a CPU vLLM would take 92% of the memory for its cache, and
+    end where less is free."""
+    options = " --gpu-memory-utilization 0.5" if device.type == "cpu" else ""
+    return f"{shlex.quote(vllm_program() or 'vllm')} serve {shlex.quote(str(exported))}{options}"
 
 
 def tell_saves(run: Run, metrics: Metrics) -> None:

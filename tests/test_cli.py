@@ -29,6 +29,11 @@ def test_a_command_that_needs_a_library_says_so(library, extra, words):
     assert done.stderr.strip() == f"error: this command needs {library}; {advice}"
 
 
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-P", "-m", "skytrain", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and re.fullmatch(r"skytrain \S+\n", done.stdout)
+
+
 def test_a_command_does_without_the_libraries_of_another():
     done = without("aiohttp", "prep", "tokenize", "--help")
     assert done.returncode == 0 and "usage: skytrain prep tokenize" in done.stdout

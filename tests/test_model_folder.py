@@ -37,6 +37,14 @@ def test_the_name_of_a_model_of_the_hub(look, tmp_path, monkeypatch):
 
 
 @BOTH
+def test_the_folder_that_models_lie_in(look, whole, tmp_path):
+    for name in ("b", "a"):
+        shutil.copytree(whole, tmp_path / "models" / name)
+    models = tmp_path / "models"
+    assert told(look, models) == f"{models}: holds models, and is none itself; give one of them: {models}/a, {models}/b"
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("files", "words"),
     [(["adapter_config.json", "adapter_model.safetensors"], "LoRA"), (["model-Q4_K_M.gguf"], "GGUF")],

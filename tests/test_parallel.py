@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def largest_difference(got: list[dict], expected: list[dict]) -> float:
         for a, b in zip(got, expected, strict=True)
         for name in b["gradients"]
     )
+
+
+def test_more_ranks_than_cores_are_warned_of(monkeypatch):
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0, 1})
+    world = parallel.World(0, 3, torch.device("cpu"), 1, None, None, 0, 3)
+    (line,) = parallel.crowded(world)
+    assert line == "warning: 3 ranks share 2 CPU core(s); --nproc-per-node 2 is faster"
+    assert parallel.crowded(replace(world, local_size=2)) == []
+    assert parallel.crowded(replace(world, device=torch.device("cuda"))) == []
 
 
 def test_recomputation_changes_no_bit(inputs, tmp_path):

@@ -54,12 +54,17 @@ def refused(model: Path, data: Path, tmp_path: Path, **overrides) -> str:
     return message
 
 
-def test_right_inputs_train(model, data, tmp_path, capsys):
+def test_right_inputs_train(model, data, tmp_path, capsys, monkeypatch):
     """So that the refusals below are of what each test spoils. What is made is told last, and what to do with it."""
+    vllm = tmp_path / "an environment" / "bin" / "vllm"
+    vllm.parent.mkdir(parents=True)
+    vllm.touch(0o755)
+    monkeypatch.setenv("PATH", f"{vllm.parent}:{os.environ['PATH']}")
     train(runs.settings(model, data, tmp_path / "run"))
     (exported,) = (tmp_path / "run" / "export").iterdir()
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"exported to {exported}; serve it: vllm serve {exported}"
+    command = f"'{vllm}' serve {exported} --gpu-memory-utilization 0.5"
+    assert last == f"exported to {exported}; serve it: {command}"
     assert config.load(tmp_path / "run" / "config.toml").model.path == str(model)
 
 

@@ -88,7 +88,7 @@ MOMENTS = {
     "loading": (signal.SIGTERM, 0),
     "training": (signal.SIGUSR1, 3),
     "validating": (signal.SIGTERM, 3),
-    "saving": (signal.SIGUSR1, 2),
+    "saving": (signal.SIGINT, 2),
     "at the end": (signal.SIGTERM, STEPS),
 }
 

@@ -45,20 +45,27 @@ def lines(plan: Forecast) -> list[str]:
     return [f"plan: {text}" for text in texts]
 
 
-def compared(plan: Forecast, measured: dict[str, float]) -> tuple[dict[str, float], str]:
+def compared(plan: Forecast, measured: dict[str, float], device: torch.device) -> tuple[dict[str, float], str]:
     """(numbers for metrics.jsonl, a line) of planned against measured. measured: `peak_memory_gib`, `step_s`,
     `tokens_per_s`, as in the lines of metrics.jsonl.
 
-    Memory is that of tensors alone, as a GPU's allocator counts it. A CPU's process also holds Python and libraries.
+    Memory is that of tensors alone, as a GPU's allocator counts it. What a CPU's process holds is mostly Python and
+    libraries, and is told without the plan's number beside it.
     """
-    expected = {"peak_memory_gib": plan.memory.live / hardware.GIB}
+    expected = {"peak_memory_gib": plan.memory.live / hardware.GIB} if device.type == "cuda" else {}
     if plan.timing is not None:
         expected |= {"step_s": plan.timing.step, "tokens_per_s": plan.timing.tokens_per_s}
     numbers = {f"planned_{key}": value for key, value in expected.items()}
     numbers |= {f"measured_{key}": value for key, value in measured.items()}
-    units = {"peak_memory_gib": "GiB of tensors at the peak", "step_s": "s a step", "tokens_per_s": "tokens/s"}
+    held = "GiB of tensors at the peak" if device.type == "cuda" else "GiB in a process"
+    units = {"peak_memory_gib": held, "step_s": "s a step", "tokens_per_s": "tokens/s"}
     parts = [
-        f"{expected[key]:,.4g} {unit} (measured {measured[key]:,.4g})" if key in expected else f"{unit}: "
-        f"{measured[key]:,.4g} measured" for key, unit in units.items()
+        f"{_short(expected[key])} {unit} (measured {_short(measured[key])})" if key in expected
+        else f"{unit}: {_short(measured[key])} measured"
+        for key, unit in units.items()
     ]  # fmt: skip
     return numbers, "planned " + ", ".join(parts)
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"

@@ -39,7 +39,7 @@ def memory_line(one: Forecast) -> str:
     """Whether it fits, in words."""
     total = one.memory.total
     if one.device is None:
-        return f"{total / GIB:.2f} GiB a rank at the peak"
+        return f"{one.memory.live / GIB:,.3g} GiB of tensors a rank at the peak"
     spare, of = one.spare, f"{total / GIB:.1f} of {one.device.memory / GIB:.1f} GiB"
     if spare < 0:
         return f"does not fit: {of}, {-spare / 1e9:.1f} GB too much"
@@ -55,7 +55,7 @@ def time_line(one: Forecast) -> str:
     money = "" if one.money is None else f", money {one.money:,.2f}"
     return (
         f"{t.step:.3g} s a step, {t.hours:.3g} h, {t.tokens_per_s:,.0f} tokens/s "
-        f"({t.tokens_per_s / one.gpus:,.0f} a GPU), MFU {t.mfu:.1%}{money}"
+        f"({t.tokens_per_s / one.gpus:,.0f} a rank), MFU {t.mfu:.1%}{money}"
     )
 
 
@@ -63,7 +63,7 @@ def counts_line(one: Forecast) -> str:
     c = one.counts
     moved = f", {c.offloaded / 1e9:,.1f} GB to the host and back" if c.offloaded else ""
     return (
-        f"a step, each GPU: {c.flops / 1e12:,.4g} TFLOP, {c.recomputed / c.flops:.1%} of it done again; "
+        f"a step, each rank: {c.flops / 1e12:,.4g} TFLOP, {c.recomputed / c.flops:.1%} of it done again; "
         f"{c.gathered / 1e9:,.1f} GB gathered, {c.reduced / 1e9:,.1f} GB reduced{moved}"
     )
 

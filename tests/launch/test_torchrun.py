@@ -43,7 +43,7 @@ def torchrun():
     def start(script: Path, *words: object, **options) -> subprocess.Popen:
         launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         launcher += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen([*launcher, str(script), *map(str, words)], env=environment, **pipes))
         return started[-1]
@@ -79,14 +79,18 @@ def test_a_run_whose_rank_dies_is_started_again_and_goes_on(torchrun, recipe, tm
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_rank(number, torchrun, recipe, tmp_path):
-    """SIGTERM, which torchrun passes on to its ranks; SIGKILL, of which they hear nothing."""
+    """SIGTERM, which torchrun passes on to its ranks; SIGKILL, of which they hear nothing; Ctrl-C, which a terminal
+    sends to all of them, and torchrun to its ranks once more."""
     run = tmp_path / "run"
     process = torchrun(ROOT / "launch" / "train.py", recipe(run, train__epochs=9000))
     metrics = run / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     process.wait(60)
     wait_for(lambda: newest(run) > 0)
     done = newest(run)
