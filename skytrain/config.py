@@ -6,16 +6,19 @@ settings are written into the run folder before step 0, in the same TOML form, s
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import tomllib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from skytrain.config_rules import FLOAT8_TOKENS, broken
-from skytrain.errors import UserError
+from skytrain.errors import UserError, why_unread
 from skytrain.files import read_regular
 
 
@@ -218,12 +221,12 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         raw = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
-        raise UserError(f"recipe {path}: {error.strerror or error}; give the path of a TOML recipe") from None
+        raise UserError(f"recipe {path}: {why_unread(error, path)}; give the path of a TOML recipe") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets too deep
         raise UserError(f"recipe {path}: not TOML: {error}") from None
     for override in overrides or []:
         _apply(raw, override)
-    return resolve(raw, str(path))
+    return resolve(raw, str(path), overrides or [])
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -248,8 +251,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override[:80]!r}: not a value that can be read ({error})") from None
 
 
-def resolve(raw: dict[str, Any], where: str) -> Config:
-    """The settings of parsed TOML. UserError, which calls the recipe `where`, for the first that is not right."""
+def resolve(raw: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """The settings of parsed TOML. UserError, which names the override or calls the recipe `where`, for the first that
+    is not right. overrides: those that `raw` has been changed by."""
     for section in msgspec.structs.fields(Config):
         table = raw.get(section.name)
         if isinstance(table, dict):
@@ -260,21 +264,31 @@ def resolve(raw: dict[str, Any], where: str) -> Config:
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$.")
-        place = place.rstrip("`")
-        raise UserError(f"recipe {where}: {place or 'top level'}: {reason}{_known(reason, place)}") from None
+        told, _, place = str(error).partition(" - at `$.")
+        place, unknown = place.rstrip("`"), re.search("unknown field `(.*)`", told)
+        told = told.replace("Object contains unknown", "unknown")
+        told += _known(unknown[1], place) if unknown else ""
+        if named := _override_of(".".join(filter(None, (place, unknown and unknown[1]))), overrides):
+            raise UserError(f"setting {named}: {told}") from None
+        raise UserError(f"recipe {where}: {place or 'top level'}: {told}") from None
     for key, value, advice in broken(config):
-        raise UserError(f"recipe {where}: {key} = {value!r}: {advice}")
+        named = _override_of(key, overrides)
+        raise UserError((f"setting {named}" if named else f"recipe {where}: {key} = {value!r}") + f": {advice}")
     return config
 
 
-def _known(reason: str, section: str) -> str:
-    """What there is, where a key or a section is unknown."""
-    if "unknown field" not in reason:
-        return ""
+def _override_of(key: str, overrides: Sequence[str]) -> str | None:
+    """The override that has set `key`, or something in the section of that name."""
+    words = [word for word in overrides if f"{word.partition('=')[0]}.".startswith(f"{key}.")]
+    return words[-1] if words else None
+
+
+def _known(name: str, section: str) -> str:
+    """What there is, where the key or section `name` is unknown."""
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
     names = [field.name for field in msgspec.structs.fields(fields[section])] if section in fields else list(fields)
-    return f"; there are {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, 1)
+    return (f"; did you mean {near[0]}?" if near else ";") + f" there are {', '.join(names)}"
 
 
 def dumps(config: Config) -> str:

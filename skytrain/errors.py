@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -33,6 +34,19 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return one_line(super().__str__())
+
+
+def why_unread(error: OSError, path: str | os.PathLike[str]) -> str:
+    """In words; of a relative `path` that is not there, with the folder that it was looked for in."""
+    absent = error.errno == errno.ENOENT and not os.path.isabs(path)
+    return (error.strerror or str(error)) + (f" in {os.getcwd()}" if absent else "")
+
+
+def unwritable(what: str, error: OSError) -> UserError:
+    """Of a file or folder that could not be made or written. what: it, as the user has named it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free space, or name another folder" if full else "name a folder that can be written"
+    return UserError(f"{what}: cannot be written ({error.strerror or error}); {advice}")
 
 
 def one_line(text: str) -> str:

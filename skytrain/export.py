@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from skytrain import progress, storage
 from skytrain.data.chat import ChatTokenizer, Refused
-from skytrain.errors import UserError
+from skytrain.errors import UserError, unwritable
 from skytrain.files import read_regular
 from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
 
@@ -156,7 +156,7 @@ def export(
             storage.write_file(partial / name, [content])
         partial.rename(out)
     except OSError as error:
-        raise UserError(f"export to {out}: {error.strerror or error}; free space, or name another folder") from error
+        raise unwritable(f"export to {out}", error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

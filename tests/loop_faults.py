@@ -28,7 +28,7 @@ import record  # noqa: E402
 OUT = Path("runs/loop_faults")
 LOG = Path("runs/loop_faults.log")
 STAGES = {
-    "problems and untrained models": 5.0,
+    "problems and untrained models": 0.7,
     "the teacher's training": 60.0,
     "the student's first training": 25.0,
     "traces, graded and not": 15.0,

@@ -111,6 +111,27 @@ def test_a_mistake_is_one_line_that_names_the_key(recipe, override, told):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("optim.lrr=1", "unknown field `lrr`; did you mean lr? there are name, lr, "),
+        ("optm.lr=1", "unknown field `optm`; did you mean optim? there are run, model, "),
+        ("optim.lr=high", "Expected `float`, got `str`"),
+        ("optim.lr=-1", "must be a finite number, 0 or more"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_not_the_recipe_s(recipe, override, told):
+    with pytest.raises(UserError) as error:
+        config.load(recipe, ["run.seed=3", override])
+    assert str(error.value).startswith(f"setting {override}: {told}")
+
+
+def test_a_mistake_of_the_recipe_is_not_the_command_line_s(recipe):
+    recipe.write_text(recipe.read_text() + "[log]\nevry = 2\n")
+    with pytest.raises(UserError, match=r"recipe .*: log: unknown field `evry`; did you mean every\?"):
+        config.load(recipe, ["optim.lr=1e-5"])
+
+
 def test_both_warmups_are_refused(recipe):
     with pytest.raises(UserError, match="at most one"):
         config.load(recipe, ["schedule.warmup_ratio=0.1", "schedule.warmup_steps=3"])

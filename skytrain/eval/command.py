@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skytrain.errors import UserError
+from skytrain.errors import UserError, unwritable
 from skytrain.eval.asked import VARIANTS
 from skytrain.eval.results import Results, Score, TaskResult
 from skytrain.eval.run import evaluate, rescore
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         print("interrupted; what was answered and judged is kept, and the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
-        raise UserError(f"{error.filename or given.get('out', 'skytrain eval')}: {error.strerror or error}") from None
+        raise unwritable(str(error.filename or given.get("out", "skytrain eval")), error) from None
     show(results, folder)
     return 0
 

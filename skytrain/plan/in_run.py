@@ -60,11 +60,11 @@ def compared(plan: Forecast, measured: dict[str, float], device: torch.device) -
     held = "GiB of tensors at the peak" if device.type == "cuda" else "GiB in a process"
     units = {"peak_memory_gib": held, "step_s": "s a step", "tokens_per_s": "tokens/s"}
     parts = [
-        f"{_short(expected[key])} {unit} (measured {_short(measured[key])})" if key in expected
-        else f"{unit}: {_short(measured[key])} measured"
+        f"planned {_short(expected[key])} {unit}, measured {_short(measured[key])}" if key in expected
+        else f"measured {_short(measured[key])} {unit}"
         for key, unit in units.items()
     ]  # fmt: skip
-    return numbers, "planned " + ", ".join(parts)
+    return numbers, "; ".join(parts)
 
 
 def _short(number: float) -> str:

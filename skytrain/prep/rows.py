@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skytrain.errors import UserError
+from skytrain.errors import UserError, why_unread
 from skytrain.files import open_regular, unique_keys
 from skytrain.prep.csv_rows import Table
 
@@ -86,7 +86,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
     except (EOFError, zlib.error) as error:
         raise UserError(f"{name}: cannot be unpacked ({error}); download or pack it again") from None
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{name}: cannot be read ({why_unread(error, name)})") from None
 
 
 def _rows(name: str, file: BinaryIO) -> Iterator[RawRow]:

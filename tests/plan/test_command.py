@@ -152,7 +152,7 @@ def test_settings_may_stand_anywhere_and_other_words_nowhere(capsys):
             [SKY, SELECTIVE[0], "activations.offload=[]", "activations.budget_gib=20"],
             r"budget_gib = 20\.0: .*GiB with layer inputs alone kept",
         ),
-        ([SEVEN, "activations.budget_gib=60"], r"budget_gib = 60\.0: needs activations\.checkpoint"),
+        ([SEVEN, "activations.budget_gib=60"], r"setting activations\.budget_gib=60: needs activations\.checkpoint"),
         ([SKY, "activations.budget_gib=60"], r"take out activations\.keep"),
         ([SKY, "activations.offload=[]", "activations.budget_gib=0"], "above 0"),
         ([SKY, "train.float8=rowwise", "--gpu", "a100-80gb"], r"knows no such products of a100-80gb"),

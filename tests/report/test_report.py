@@ -225,8 +225,9 @@ def test_a_real_run_of_the_trainer(tmp_path):
     assert report(tmp_path / "run", out=tmp_path / "r.html") == 0
     text = (tmp_path / "r.md").read_text()
     assert "| state | finished, 6 steps |" in text
-    planned = re.search(r"\| run \| GiB at the peak \| (\S+) \| (\S+) \| (\S+) \|", text)
-    assert all(float(found) > 0 for found in planned.groups())
+    # The plan is of tensors, and a CPU's process holds more than these.
+    measured = re.search(r"\| run \| GiB at the peak \| – \| (\S+) \| – \|", text)
+    assert float(measured[1]) > 0
     assert (tmp_path / "r.html").read_text().count("<figure") == 4
 
 
