@@ -197,7 +197,8 @@ def plan_timing(s: Setting, device: Device, packed: Packed, replicas: int = 1) -
     each_step = packed.share / packed.steps
     kinds = {kind: float(seconds.mean(1).sum()) * each_step for kind, seconds in parts.items()}
     slowest = float(sum(parts.values()).max(1).sum()) * each_step
-    kinds["waiting"] = slowest - sum(kinds.values())
+    waiting = slowest - sum(kinds.values())
+    kinds["waiting"] = waiting if waiting > 1e-9 * slowest else 0.0  # Of one rank, what is left is rounding.
     kinds["optimizer"] = pace.optimizer()
     linear, quadratic = flops.flop_coefficients(s.model)
     return Timing(
