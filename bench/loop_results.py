@@ -16,6 +16,10 @@ from typing import Any
 import matplotlib
 import record
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
+
+import loop_scores
+
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
@@ -37,18 +41,17 @@ def main() -> None:
 
 def rows(found: dict[str, Any]):
     def row(what: str, part: str, metric: str, value: float) -> dict[str, object]:
-        return {**found["settings"], "what": what, "part": part, "metric": metric, "value": value}
+        settings = {key: found["settings"][key] for key in ("form", "seed")}
+        return {**settings, "what": what, "part": part, "metric": metric, "value": value}
 
     for stage, seconds in found["seconds"].items():
         yield row("stage", stage, "seconds", round(seconds, 1))
     yield row("stage", "all", "seconds", round(sum(found["seconds"].values()), 1))
-    for account in found["accounts"]:
+    for name, account in zip(loop_scores.STAGES, found["accounts"], strict=True):
         for metric in ("read", "kept"):
-            yield row(
-                "rows", account["stage"], metric, account[metric] * (account["samples"] if metric == "read" else 1)
-            )
+            yield row("rows", name, metric, account[metric] * (account["samples"] if metric == "read" else 1))
         for reason, count in account["dropped"].items():
-            yield row("rows", account["stage"], f"dropped, {reason}", count)
+            yield row("rows", name, f"dropped, {reason}", count)
     for what, of in [*found["scores"].items(), *found["gains"].items()]:
         for family, score in of.items():
             for metric in ("mean", "low", "high"):

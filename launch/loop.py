@@ -1,4 +1,4 @@
-"""The whole system in miniature, with real parts: python launch/loop.py [--short] [--out FOLDER] [--overwrite]
+"""The whole system in miniature, with real parts: python launch/loop.py --vllm ENVIRONMENT [--short]
 
 Problems of reasoning-gym are answered, several times each, by a teacher that our own training made and vLLM serves.
 The traces are rewritten, graded, filtered and tokenised. A smaller and weaker student learns from them; it is exported,
@@ -12,6 +12,7 @@ than its interval. --short: one family of problems, and no student of ungraded t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -82,7 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of all that is made; default: runs/loop, or runs/loop_short")
     parser.add_argument("--short", action="store_true", help="one family of problems and one student: under 6 minutes")
-    parser.add_argument("--seed", type=int, default=0, help="of the problems, first weights, order and sampling")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the problems, first weights, order and sampling")
     parser.add_argument("--vllm", type=Path, required=True, help="environment with vLLM, as make vllm makes it")
     parser.add_argument("--overwrite", action="store_true", help="remove an earlier loop in --out, and begin anew")
     arguments = parser.parse_args()
@@ -92,7 +93,7 @@ def main() -> int:
     form = SHORT if arguments.short else FULL
     out = arguments.out or Path("runs") / ("loop_short" if arguments.short else "loop")
     vllm = program(arguments.vllm)
-    settings = {"form": form.name, "seed": arguments.seed}
+    settings = {"form": form.name, "seed": arguments.seed, "made by": digest(form)}
     with LoopFolder.claimed(out, settings, overwrite=arguments.overwrite) as folder:
         return Loop(folder, form, arguments.seed, vllm).run()
 
@@ -225,6 +226,21 @@ class Loop:
             print(f"failed: the gain of {VERIFIED} over all problems is not larger than its interval")
             return 1
         return 0
+
+
+def digest(form: Form) -> str:
+    """Of all that decides what a loop computes beside the code: one begun before a change does not go on after it."""
+    found = hashlib.sha256(repr((form, [FAMILIES[name].settings for name in form.families], EPOCHS)).encode())
+    for path in sorted((LAUNCH / "recipes" / "loop").rglob("*.*")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _seed(word: str) -> int:
+    """As numpy and reasoning-gym take it."""
+    if not word.isdecimal() or (seed := int(word)) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{word!r} is no whole number from 0 to {2**31 - 1}")
+    return seed
 
 
 def evaluation_of(model: str) -> str:

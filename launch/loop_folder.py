@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from steps import LAUNCH, stage
 
-from skytrain.errors import UserError
+from skytrain.errors import UserError, unwritable
 from skytrain.locks import lock
 
 MARKER = "loop.json"
@@ -42,20 +43,24 @@ class LoopFolder:
         """
         free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         if path.is_symlink() or not (free or (path / MARKER).is_file()):
-            raise UserError(f"{path} exists and is not a loop's folder; name another with --out")
-        path.mkdir(parents=True, exist_ok=True)
+            what = "is a link" if path.is_symlink() else "exists and is not a loop's folder"
+            raise UserError(f"{path} {what}; name another with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(f"--out {path}", error) from None
         taken = _lock(path)
         try:
             if overwrite:
                 for entry in sorted(path.iterdir(), key=lambda entry: entry.name == MARKER):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            begun = json.loads((path / MARKER).read_text(encoding="utf-8")) if (path / MARKER).exists() else None
-            if begun is not None and begun["settings"] != settings:
+            begun = _begun(path / MARKER)
+            if begun is not None and begun.settings != settings:
                 raise UserError(
-                    f"{path} was begun with {begun['settings']}, and this is {settings}; go on with the same, name "
+                    f"{path} was begun with {begun.settings}, and this is {settings}; go on with the same, name "
                     "another with --out, or begin anew with --overwrite"
                 )
-            folder = cls(path, settings, begun["seconds"] if begun else {}, taken)
+            folder = cls(path, settings, begun.seconds if begun else {}, taken)
             folder.note()
             # The recipes as they are now: a loop that goes on later goes on with these.
             folder.made("recipes", copy_recipes)
@@ -92,6 +97,20 @@ class LoopFolder:
         content = {"settings": self.settings, "seconds": self.seconds, **(found or {})}
         place.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         place.replace(self.path / MARKER)
+
+
+class _Begun(msgspec.Struct):
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def _begun(marker: Path) -> _Begun | None:
+    if not marker.exists():
+        return None
+    try:
+        return msgspec.json.decode(marker.read_bytes(), type=_Begun)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{marker}: is not as the loop wrote it ({error}); begin anew with --overwrite") from None
 
 
 def _lock(path: Path) -> int:

@@ -20,7 +20,8 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """settings: reasoning-gym's own. key: what makes two problems one, whatever their wording. work: the lines of a
+    """settings: reasoning-gym's own. key: what makes two problems one, whatever their wording and the order of their
+    parts: those of one key have the same worked solution, or the same sums in another order. work: the lines of a
     worked solution, of which the last ends in the answer."""
 
     name: str
@@ -40,16 +41,16 @@ class Family:
         return list(found.values())[:count]
 
 
+def _terms(item: Item) -> list[int]:
+    return [int(term) for term in re.findall(r"[+-]?\d+", item["metadata"]["expression"].replace(" ", ""))]
+
+
 def _running_totals(item: Item) -> list[str]:
-    return _totals(item["metadata"]["expression"].replace(" ", ""))
-
-
-def _totals(terms: str) -> list[str]:
-    first, *rest = re.findall(r"[+-]?\d+", terms)
-    total, lines = int(first), []
+    total, *rest = _terms(item)
+    lines = []
     for term in rest:
-        lines.append(f"{total}{term}={total + int(term)}")
-        total += int(term)
+        lines.append(f"{total}{term:+}={total + term}")
+        total += term
     return lines
 
 
@@ -87,7 +88,7 @@ FAMILIES = {
         Family(
             "chain_sum",
             {"min_terms": 3, "max_terms": 4, "min_digits": 1, "max_digits": 1},
-            lambda item: item["metadata"]["expression"],
+            lambda item: tuple(sorted(_terms(item))),
             _running_totals,
         ),
         Family(
@@ -100,7 +101,7 @@ FAMILIES = {
         Family(
             "leg_counting",
             {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 5},
-            lambda item: frozenset(item["metadata"]["animals"].items()),
+            lambda item: tuple(sorted((count, ANIMALS[name]) for name, count in item["metadata"]["animals"].items())),
             _legs,
         ),
     )

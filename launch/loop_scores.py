@@ -56,7 +56,7 @@ def told(found: dict[str, Any]) -> str:
     families = list(next(iter(found["scores"].values())))
     width = max(map(len, [*found["scores"], *found["gains"]]))
     lines = [
-        *(msgspec.convert(one, Account).line() for one in found["accounts"]),
+        *(f"{name}: {_line(one)}" for name, one in zip(STAGES, found["accounts"], strict=True)),
         "",
         "  ".join([" " * width, *(f"{family:>22}" for family in families)]),
     ]
@@ -68,6 +68,11 @@ def told(found: dict[str, Any]) -> str:
         )
         lines.append("  ".join([f"{name:<{width}}", *(f"{cell:>22}" for cell in cells)]))
     return "\n".join(lines)
+
+
+def _line(account: dict[str, Any]) -> str:
+    """Without the stage's name, which two filters share."""
+    return msgspec.convert(account, Account).line().partition(": ")[2]
 
 
 def larger_than_its_interval(gain: dict[str, Any]) -> bool:

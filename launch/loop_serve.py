@@ -24,6 +24,8 @@ OPTIONS = [
     # On a CPU vLLM 0.32 dies of a seeded request whose prompt comes in parts: its generators have no offset.
     "--max-num-batched-tokens", "65536",
 ]  # fmt: skip
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy that the environment names has another 127.0.0.1."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,7 +39,7 @@ def program(folder: Path) -> Path:
     """`vllm` in an environment that `make vllm` made. UserError where there is none."""
     found = (folder / "bin" / "vllm").absolute()
     if not found.exists():
-        raise UserError(f"{found}: is not there, and the loop's models are served by vLLM; make vllm installs it")
+        raise UserError(f"--vllm {folder}: holds no bin/vllm, which serves the loop's models; make vllm installs it")
     return found
 
 
@@ -98,7 +100,7 @@ def _wait(name: str, process: subprocess.Popen, log: Path, port: int, deadline: 
         if process.poll() is not None:
             raise UserError(f"vLLM ended with status {process.returncode} while it began to serve {name}; see {log}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            with DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
                 if answer.status == 200:
                     return
         except OSError:

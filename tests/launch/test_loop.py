@@ -37,6 +37,22 @@ def test_no_problem_is_in_two_parts(parts):
     assert {part: len(items) for part, items in parts.items()} == {name: 3 * count for name, count in COUNTS.items()}
 
 
+def test_no_worked_solution_is_in_two_parts():
+    """Other animals with as many legs are the same sum: models would be asked what they have learned by heart."""
+    parts = make_parts(loop.SHORT.families, loop.SHORT.counts, seed=0)
+    solutions = {part: {worked(item) for item in items} for part, items in parts.items()}
+    assert {part: len(found) for part, found in solutions.items()} == loop.SHORT.counts
+    assert len(set().union(*solutions.values())) == sum(loop.SHORT.counts.values())
+
+
+def test_a_sum_in_another_order_is_the_same_problem():
+    one, other, third = (
+        {"metadata": {"expression": text}} for text in ("4 + 5 - 2", "5 - 2 + 4", "4 + 5 + 2")
+    )  # fmt: skip
+    key = FAMILIES["chain_sum"].key
+    assert key(one) == key(other) != key(third)
+
+
 def test_an_equation_in_another_letter_is_the_same_problem():
     items = FAMILIES["simple_equations"].items(300, seed=0)
     equations = [item["metadata"]["equation"].replace(item["metadata"]["variable"], "?") for item in items]
