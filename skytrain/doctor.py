@@ -213,6 +213,8 @@ def _optional(facts: Facts, name: str, shown: str, use: str, without: str, remed
     works, why = _tried(facts, name)
     if works:
         return Finding(shown, "ok", ": ".join(filter(None, (why, use))))
+    if "missing" not in (_state(facts, name), _state(facts, "torch")) and not _tried(facts, "torch")[0]:
+        remedy = "see torch, which it needs"
     return Finding(shown, _state(facts, name), f"{why}: {without}", remedy or f"pip install {shown}")
 
 

@@ -45,7 +45,7 @@ def gather() -> Facts:
         "executable": sys.executable,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory": host_memory(),
-        "disk": free(Path.cwd()),
+        "disk": free(Path()),
         "shm": free(Path("/dev/shm")),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }

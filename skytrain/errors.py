@@ -58,7 +58,7 @@ def one_line(text: str) -> str:
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """Runs `main` and ends the process: status 2 and one line on stderr for a `UserError` or where a package of an
-    extra is not installed, 130 for Ctrl-C, else what `main` returned.
+    extra is not installed, 130 for Ctrl-C, 141 where nobody reads the output any more, else what `main` returned.
 
     Under torchrun every rank finds the same mistake, so only one of them tells it (`tell`).
     """
@@ -79,8 +79,20 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             print("interrupted", file=sys.stderr)
         status = 130
-    sys.stdout.flush()
+    except BrokenPipeError:
+        status = _nobody_reads()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _nobody_reads()
     sys.exit(status)
+
+
+def _nobody_reads() -> int:
+    """As a program that SIGPIPE has ended: whoever read the output, as `head`, has had enough of it."""
+    # What is left in the buffer would be tried again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def tell(line: str) -> None:

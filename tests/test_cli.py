@@ -56,6 +56,18 @@ def test_an_unknown_command_lists_those_that_there_are(capsys, words, known):
     assert known in capsys.readouterr().err
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    code = (
+        "from skytrain.errors import exit_on_user_error as run; run(lambda: print('x' * 99 + '\\n', end='x' * 10**6))"
+    )
+    done = subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    done.stdout.readline()
+    done.stdout.close()
+    assert (done.wait(60), done.stderr.read()) == (128 + 13, "")
+
+
 def test_ctrl_c_while_the_commands_are_imported():
     code = """import builtins, sys
 import skytrain.cli

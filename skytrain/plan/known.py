@@ -50,6 +50,11 @@ class Served:
         return 2.0 * self.products + 4.0 * self.layers * self.heads * self.head_dim * context
 
 
+def positions(name: str) -> int:
+    """Tokens of the longest context that a known model was made for. UserError as `served`."""
+    return known_shapes()[served(name).name]["max_position_embeddings"]
+
+
 def served(name: str) -> Served:
     """UserError for a model that is not known."""
     if name not in known_shapes():

@@ -18,7 +18,7 @@ import msgspec
 from skytrain.errors import UserError
 from skytrain.files import read_regular
 from skytrain.plan.hardware import Device, find
-from skytrain.plan.known import served
+from skytrain.plan.known import positions, served
 from skytrain.plan.serving import Pool, Serving, plan_serving
 from skytrain.plan.work import Work, WorkPlan
 
@@ -113,9 +113,24 @@ def _preparation(path: str | Path, overrides: list[str]) -> tuple[Iterable[_Stag
             raise UserError(f"{path}: stage {name!r}: do must be one of {', '.join((*ASKING, 'grade', *OTHERS))}")
         if not isinstance(in_flight, int) or in_flight < 1:
             raise UserError(f"{path}: stage {name!r}: in_flight must be a whole number, 1 or more, not {in_flight!r}")
+        _check_work(path, name, stage, plan, overrides)
         asks = do in ASKING and "model" in stage
         found.append(_Stage(name, do, asks, do == "grade", plan.work.get(name), in_flight))
     return found, plan
+
+
+def _check_work(path: str | Path, name: str, stage: dict[str, Any], plan: WorkPlan, overrides: list[str]) -> None:
+    """UserError where the stage's own settings and its work in [plan] cannot both be."""
+    given = [word.partition("=")[0] for word in overrides]
+    requests = f"plan.work.{name}.requests"
+    if f"{name}.samples" in given and requests not in given:
+        raise UserError(f"{name}.samples: changes how much is asked; give {requests} too, and of what stands behind it")
+    work, most = plan.work.get(name), stage.get("max_tokens")
+    if work is not None and most is not None and (not isinstance(most, int) or work.completion_tokens > most):
+        raise UserError(
+            f"{path}: plan.work.{name}.completion_tokens = {work.completion_tokens:,}, and no answer of stage {name!r} "
+            f"has more than its max_tokens, {most!r}; lower the one, or raise the other"
+        )
 
 
 def _evaluation(path: str | Path, overrides: list[str]) -> tuple[Iterable[_Stage], WorkPlan]:
@@ -155,6 +170,9 @@ def _planned(path: str | Path, stage: _Stage, plan: WorkPlan, device: Device) ->
         name = work.model or plan.model
         if name is None:
             raise UserError(f"{path}: plan.model is missing; name the known model that the servers' has the shapes of")
+        longest, mean = positions(name), work.prompt_tokens + work.completion_tokens
+        if mean > longest:
+            raise UserError(f"{where}: a request of {mean:,} tokens, and {name} holds {longest:,}; give fewer tokens")
         pool = Pool(device, served(name), plan.gpus, plan.tensor_parallel, plan.max_sequences, stage.in_flight)
         serving = plan_serving(pool, work.requests, work.prompt_tokens, work.completion_tokens)
     runs = work.programs * work.tests

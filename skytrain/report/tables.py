@@ -342,11 +342,15 @@ def _final(key: str) -> Callable[[Training], str]:
     return told
 
 
+def _at_most(steps: int | None) -> str:
+    return "" if steps is None else f", and at most {steps:,} steps"
+
+
 _FACTS: list[tuple[str, Callable[[Training], str]]] = [
     ("state", state),
     ("model", lambda run: run.config.model.path),
     ("data", lambda run: run.config.data.path),
-    ("epochs", lambda run: f"{run.config.train.epochs}"),
+    ("epochs", lambda run: f"{run.config.train.epochs}" + _at_most(run.config.train.max_steps)),
     ("batch", _batch),
     ("learning rate", lambda run: f"{run.config.optim.lr:g}, {run.config.schedule.name}"),
     ("optimizer", lambda run: f"{run.config.optim.name}, {run.config.optim.format}"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import loop
@@ -102,6 +103,27 @@ def test_a_folder_goes_on_and_is_never_another_ones(tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"settings": {}}', '{"settings": {}, "seconds": []}'])
+def test_a_marker_that_the_loop_did_not_write(tmp_path, content):
+    (tmp_path / MARKER).write_text(content)
+    with pytest.raises(UserError, match="begin anew"), LoopFolder.claimed(tmp_path, SETTINGS, overwrite=False):
+        pass
+    with LoopFolder.claimed(tmp_path, SETTINGS, overwrite=True) as folder:
+        assert folder.seconds == {}
+
+
+def test_a_loop_begun_before_a_change_of_its_form_does_not_go_on():
+    assert loop.digest(loop.SHORT) == loop.digest(loop.SHORT) != loop.digest(replace(loop.SHORT, samples=3))
+
+
+@pytest.mark.parametrize("word", ["-1", "x", "1.5", str(2**31)])
+def test_a_seed_is_one_that_all_take(word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["loop.py", "--vllm", "x", "--seed", word])
+    with pytest.raises(SystemExit):
+        loop.main()
+    assert f"{word!r} is no whole number from 0 to" in capsys.readouterr().err
+
+
 def test_a_stage_that_fails_is_not_done(tmp_path):
     claimed = LoopFolder.claimed(tmp_path / "loop", SETTINGS, overwrite=False)
     with pytest.raises(RuntimeError), claimed as folder, folder.stage("one"):
@@ -181,7 +203,8 @@ http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
 """
 
 
-def test_servers_are_ended_on_leaving(tmp_path):
+def test_servers_are_ended_on_leaving(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which is not asked for what is on this host
     (tmp_path / "bin").mkdir()
     vllm = tmp_path / "bin" / "vllm"
     vllm.write_text(SERVER.format(python=sys.executable))
@@ -201,7 +224,7 @@ def test_a_gain_is_held_against_the_whole_width_of_its_interval():
     value = {"mean": 0.25, "stderr": None, "low": 0.2, "high": 0.3}
     lines = told(
         {
-            "accounts": [{"stage": "grade", "read": 2, "kept": 2}],
+            "accounts": [{"stage": "filter", "read": 2, "kept": 2}] * len(STAGES),
             "scores": {"m": {"all": value}},
             "gains": {"m -> n": {"all": value}},
         }

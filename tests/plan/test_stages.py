@@ -128,6 +128,9 @@ def test_torch_is_not_imported_for_it(recipe):
     ("plan = 3\n" + STAGES, ["plan.gpus=4"], "plan.gpus=4: no table"),
     (STAGES + PLAN, ["plan.work.generate.requests.x=4"], "no table of .* is named so"),
     (STAGES + PLAN, ["filter.x=1"], "no stage of .* is named 'filter'"),
+    (STAGES + PLAN, ["generate.samples=4"], "changes how much is asked; give plan.work.generate.requests too"),
+    (STAGES + PLAN, ["generate.max_tokens=4"], "no answer of stage 'generate' has more than its max_tokens, 4"),
+    (STAGES + PLAN, ["plan.work.generate.prompt_tokens=40000"], "and qwen2.5-7b holds 32,768; give fewer tokens"),
     (STAGES + PLAN, ["--gpus", "0"], "--gpus 0: must be at least 1"),
     (STAGES + PLAN, ["--price", "-1"], "--price -1.0: must be a finite number"),
     (STAGES + PLAN, ["--data", "x"], "--data: is of a recipe of training"),
@@ -143,6 +146,11 @@ def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, text, words, told)
     with pytest.raises(UserError, match=told) as error:
         plan(write(tmp_path, text), *words)
     assert "\n" not in str(error.value)
+
+
+def test_more_samples_are_planned_with_their_requests(tmp_path, capsys):
+    plan(write(tmp_path, STAGES + PLAN), "generate.samples=4", "plan.work.generate.requests=4000")
+    assert "4,000" in capsys.readouterr().out
 
 
 def test_grading_rates_are_the_measured_ones():
