@@ -6,9 +6,12 @@ settings are written into the run folder before step 0, in the same TOML form, s
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +19,18 @@ import msgspec
 
 from skytrain.config_rules import FLOAT8_TOKENS, broken
 from skytrain.errors import UserError
-from skytrain.files import read_regular
+from skytrain.files import read_regular, unopened
+
+PLAIN = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "none",
+}
+"""What msgspec calls the types."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -218,12 +232,12 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         raw = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
-        raise UserError(f"recipe {path}: {error.strerror or error}; give the path of a TOML recipe") from None
+        raise UserError(f"recipe {path}: {unopened(path, error)}; give the path of a TOML recipe") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets too deep
         raise UserError(f"recipe {path}: not TOML: {error}") from None
     for override in overrides or []:
         _apply(raw, override)
-    return resolve(raw, str(path))
+    return resolve(raw, str(path), {override.partition("=")[0]: override for override in overrides or []})
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -248,8 +262,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override[:80]!r}: not a value that can be read ({error})") from None
 
 
-def resolve(raw: dict[str, Any], where: str) -> Config:
-    """The settings of parsed TOML. UserError, which calls the recipe `where`, for the first that is not right."""
+def resolve(raw: dict[str, Any], where: str, given: Mapping[str, str] | None = None) -> Config:
+    """The settings of parsed TOML. UserError for the first that is not right: it calls the recipe `where`, or tells the
+    override by which the setting stands there. given: the overrides, by key."""
     for section in msgspec.structs.fields(Config):
         table = raw.get(section.name)
         if isinstance(table, dict):
@@ -260,21 +275,45 @@ def resolve(raw: dict[str, Any], where: str) -> Config:
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$.")
-        place = place.rstrip("`")
-        raise UserError(f"recipe {where}: {place or 'top level'}: {reason}{_known(reason, place)}") from None
+        told, _, place = str(error).partition(" - at `$.")
+        raise _mistake(told, place.rstrip("`"), where, given or {}) from None
     for key, value, advice in broken(config):
-        raise UserError(f"recipe {where}: {key} = {value!r}: {advice}")
+        setting = (given or {}).get(key)
+        raise UserError(f"setting {setting}: {advice}" if setting else f"recipe {where}: {key} = {value!r}: {advice}")
     return config
 
 
-def _known(reason: str, section: str) -> str:
-    """What there is, where a key or a section is unknown."""
-    if "unknown field" not in reason:
-        return ""
+def _mistake(told: str, place: str, where: str, given: Mapping[str, str]) -> UserError:
+    """told, place: msgspec's message, and the section or the key (with an index in it) that it is about."""
+    unknown = re.search("unknown field `(.*)`", told, re.DOTALL)
+    key = ".".join(filter(None, (place, unknown and unknown[1])))
+    names = _names(place) if unknown else []
+    known = f" there are {', '.join(names)}" if unknown else ""
+    # An unknown section is there by any setting of it.
+    setting = given.get(key.partition("[")[0]) or next((given[one] for one in given if one.startswith(f"{key}.")), None)
+    if setting is None:
+        return UserError(f"recipe {where}: {place or 'top level'}: {told}{known and f';{known}'}")
+    if unknown is None:
+        return UserError(f"setting {setting}: {plain(told)}")
+    near = difflib.get_close_matches(unknown[1], names, 1)
+    meant = f"; did you mean {'.'.join(filter(None, (place, *near)))}?" if near else ";"
+    return UserError(f"setting {setting}: there is no {key if place else f'section {key}'}{meant}{known}")
+
+
+def _names(section: str) -> list[str]:
+    """Of the settings in a section, or of the sections."""
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    names = [field.name for field in msgspec.structs.fields(fields[section])] if section in fields else list(fields)
-    return f"; there are {', '.join(names)}"
+    return [field.name for field in msgspec.structs.fields(fields.get(section, Config))]
+
+
+def plain(told: str) -> str:
+    """msgspec's message of a wrong type, in words: ``Expected `float | null`, got `str` `` is "expected a number or
+    none, got text"."""
+    types = re.fullmatch("Expected `([a-z |]+)`, got `([a-z]+)`", told)
+    if types is None:
+        return told
+    expected, got = (" or ".join(PLAIN.get(one, one) for one in side.split(" | ")) for side in types.groups())
+    return f"expected {expected}, got {got}"
 
 
 def dumps(config: Config) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 LONGEST = 2000
@@ -40,6 +42,23 @@ def one_line(text: str) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
+def unwritten(error: OSError) -> str:
+    """What is wrong with a file or folder that could not be written, and what to do: behind its name in a message."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free space, or name one on another disk" if full else "name one in a folder that can be written"
+    return f"cannot be written ({error.strerror or error}); {advice}"
+
+
+def failed_write(out: str | Path, error: OSError) -> UserError:
+    """For a command that writes at its --out. That is what was typed, where the error names a file in it, one that is
+    ours beside it, or a folder above it; any other file is named itself."""
+    own = Path(out).absolute()
+    there = Path(os.fsdecode(error.filename)).absolute() if error.filename else own
+    if str(there).startswith(str(own).removesuffix(".jsonl").removesuffix(".html")) or there in own.parents:
+        return UserError(f"--out {out}: {unwritten(error)}")
+    return UserError(f"{error.filename}: {error.strerror or error}")
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
