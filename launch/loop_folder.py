@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from steps import LAUNCH, stage
 
-from skytrain.errors import UserError, unwritable
+from skytrain.errors import UserError, unwritten
 from skytrain.locks import lock
 
 MARKER = "loop.json"
@@ -48,7 +48,7 @@ class LoopFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise unwritable(f"--out {path}", error) from None
+            raise UserError(f"--out {path}: {unwritten(error)}") from None
         taken = _lock(path)
         try:
             if overwrite:

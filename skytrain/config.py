@@ -11,15 +11,26 @@ import json
 import re
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from skytrain.config_rules import FLOAT8_TOKENS, broken
-from skytrain.errors import UserError, why_unread
-from skytrain.files import read_regular
+from skytrain.errors import UserError
+from skytrain.files import read_regular, unopened
+
+PLAIN = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "none",
+}
+"""What msgspec calls the types."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -221,12 +232,12 @@ def load(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         raw = tomllib.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
-        raise UserError(f"recipe {path}: {why_unread(error, path)}; give the path of a TOML recipe") from None
+        raise UserError(f"recipe {path}: {unopened(path, error)}; give the path of a TOML recipe") from None
     except (ValueError, RecursionError) as error:  # also numbers of too many digits, and brackets too deep
         raise UserError(f"recipe {path}: not TOML: {error}") from None
     for override in overrides or []:
         _apply(raw, override)
-    return resolve(raw, str(path), overrides or [])
+    return resolve(raw, str(path), {override.partition("=")[0]: override for override in overrides or []})
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -251,9 +262,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override[:80]!r}: not a value that can be read ({error})") from None
 
 
-def resolve(raw: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
-    """The settings of parsed TOML. UserError, which names the override or calls the recipe `where`, for the first that
-    is not right. overrides: those that `raw` has been changed by."""
+def resolve(raw: dict[str, Any], where: str, given: Mapping[str, str] | None = None) -> Config:
+    """The settings of parsed TOML. UserError for the first that is not right: it calls the recipe `where`, or tells the
+    override by which the setting stands there. given: the overrides, by key."""
     for section in msgspec.structs.fields(Config):
         table = raw.get(section.name)
         if isinstance(table, dict):
@@ -265,30 +276,44 @@ def resolve(raw: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> C
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         told, _, place = str(error).partition(" - at `$.")
-        place, unknown = place.rstrip("`"), re.search("unknown field `(.*)`", told)
-        told = told.replace("Object contains unknown", "unknown")
-        told += _known(unknown[1], place) if unknown else ""
-        if named := _override_of(".".join(filter(None, (place, unknown and unknown[1]))), overrides):
-            raise UserError(f"setting {named}: {told}") from None
-        raise UserError(f"recipe {where}: {place or 'top level'}: {told}") from None
+        raise _mistake(told, place.rstrip("`"), where, given or {}) from None
     for key, value, advice in broken(config):
-        named = _override_of(key, overrides)
-        raise UserError((f"setting {named}" if named else f"recipe {where}: {key} = {value!r}") + f": {advice}")
+        setting = (given or {}).get(key)
+        raise UserError(f"setting {setting}: {advice}" if setting else f"recipe {where}: {key} = {value!r}: {advice}")
     return config
 
 
-def _override_of(key: str, overrides: Sequence[str]) -> str | None:
-    """The override that has set `key`, or something in the section of that name."""
-    words = [word for word in overrides if f"{word.partition('=')[0]}.".startswith(f"{key}.")]
-    return words[-1] if words else None
+def _mistake(told: str, place: str, where: str, given: Mapping[str, str]) -> UserError:
+    """told, place: msgspec's message, and the section or the key (with an index in it) that it is about."""
+    unknown = re.search("unknown field `(.*)`", told, re.DOTALL)
+    key = ".".join(filter(None, (place, unknown and unknown[1])))
+    names = _names(place) if unknown else []
+    known = f" there are {', '.join(names)}" if unknown else ""
+    # An unknown section is there by any setting of it.
+    setting = given.get(key.partition("[")[0]) or next((given[one] for one in given if one.startswith(f"{key}.")), None)
+    if setting is None:
+        return UserError(f"recipe {where}: {place or 'top level'}: {told}{known and f';{known}'}")
+    if unknown is None:
+        return UserError(f"setting {setting}: {plain(told)}")
+    near = difflib.get_close_matches(unknown[1], names, 1)
+    meant = f"; did you mean {'.'.join(filter(None, (place, *near)))}?" if near else ";"
+    return UserError(f"setting {setting}: there is no {key if place else f'section {key}'}{meant}{known}")
 
 
-def _known(name: str, section: str) -> str:
-    """What there is, where the key or section `name` is unknown."""
+def _names(section: str) -> list[str]:
+    """Of the settings in a section, or of the sections."""
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    names = [field.name for field in msgspec.structs.fields(fields[section])] if section in fields else list(fields)
-    near = difflib.get_close_matches(name, names, 1)
-    return (f"; did you mean {near[0]}?" if near else ";") + f" there are {', '.join(names)}"
+    return [field.name for field in msgspec.structs.fields(fields.get(section, Config))]
+
+
+def plain(told: str) -> str:
+    """msgspec's message of a wrong type, in words: ``Expected `float | null`, got `str` `` is "expected a number or
+    none, got text"."""
+    types = re.fullmatch("Expected `([a-z |]+)`, got `([a-z]+)`", told)
+    if types is None:
+        return told
+    expected, got = (" or ".join(PLAIN.get(one, one) for one in side.split(" | ")) for side in types.groups())
+    return f"expected {expected}, got {got}"
 
 
 def dumps(config: Config) -> str:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 LONGEST = 2000
@@ -36,24 +37,28 @@ class UserError(Exception):
         return one_line(super().__str__())
 
 
-def why_unread(error: OSError, path: str | os.PathLike[str]) -> str:
-    """In words; of a relative `path` that is not there, with the folder that it was looked for in."""
-    absent = error.errno == errno.ENOENT and not os.path.isabs(path)
-    return (error.strerror or str(error)) + (f" in {os.getcwd()}" if absent else "")
-
-
-def unwritable(what: str, error: OSError) -> UserError:
-    """Of a file or folder that could not be made or written. what: it, as the user has named it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "free space, or name another folder" if full else "name a folder that can be written"
-    return UserError(f"{what}: cannot be written ({error.strerror or error}); {advice}")
-
-
 def one_line(text: str) -> str:
     """What cannot be printed as its escape, and no middle of a very long text: names come from users' files."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
+def unwritten(error: OSError) -> str:
+    """What is wrong with a file or folder that could not be written, and what to do: behind its name in a message."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free space, or name one on another disk" if full else "name one in a folder that can be written"
+    return f"cannot be written ({error.strerror or error}); {advice}"
+
+
+def failed_write(out: str | Path, error: OSError) -> UserError:
+    """For a command that writes at its --out. That is what was typed, where the error names a file in it, one that is
+    ours beside it, or a folder above it; any other file is named itself."""
+    own = Path(out).absolute()
+    there = Path(os.fsdecode(error.filename)).absolute() if error.filename else own
+    if str(there).startswith(str(own).removesuffix(".jsonl").removesuffix(".html")) or there in own.parents:
+        return UserError(f"--out {out}: {unwritten(error)}")
+    return UserError(f"{error.filename}: {error.strerror or error}")
 
 
 def exit_on_user_error(main: Callable[[], int | None]) -> None:

@@ -6,6 +6,7 @@ where each is read from a checkpoint without a process group. Either way a tenso
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from skytrain import progress, storage
 from skytrain.data.chat import ChatTokenizer, Refused
-from skytrain.errors import UserError, unwritable
+from skytrain.errors import UserError, unwritten
 from skytrain.files import read_regular
 from skytrain.hf import ARCHITECTURES, INDEX_NAME, SINGLE_NAME, read_config, read_json
 
@@ -156,7 +157,7 @@ def export(
             storage.write_file(partial / name, [content])
         partial.rename(out)
     except OSError as error:
-        raise unwritable(f"export to {out}", error) from error
+        raise UserError(f"export to {out}: {unwritten(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
@@ -166,7 +167,7 @@ def _write_weights(folder: Path, tensors: list[ExportTensor], dtype: torch.dtype
     shards = _shards(tensors, dtype, shard_bytes)
     total = sum(_bytes(tensor, dtype) for tensor in tensors)
     if (free := shutil.disk_usage(folder).free) < total:
-        raise OSError(f"needs {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        raise OSError(errno.ENOSPC, f"needs {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
     width = f"{len(shards):05d}"
     names = [f"model-{i:05d}-of-{width}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:

@@ -19,6 +19,16 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def sought(path: str | Path) -> str:
+    """For a message that a path does not exist: the folder in which a relative one was looked for."""
+    return "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+
+
+def unopened(path: str | Path, error: OSError) -> str:
+    """Why `path` could not be opened, for a `UserError` that names it."""
+    return (error.strerror or str(error)) + (sought(path) if isinstance(error, FileNotFoundError) else "")
+
+
 def open_regular(path: str | Path) -> BufferedReader:
     """Opens for reading. OSError for what is no regular file: a read of a FIFO would wait for its writer for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -6,12 +6,14 @@ import os
 import re
 from pathlib import Path
 
+from skytrain.files import sought
+
 
 def absent(path: Path) -> str:
     """Why a model's folder lacks the file `path`, for a `UserError`."""
     folder = path.parent
     if not folder.exists():
-        where = f"{folder}: no such folder" + ("" if folder.is_absolute() else f" in {Path.cwd()}")
+        where = f"{folder}: no such folder{sought(folder)}"
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not folder.parent.exists():  # as the hub names models
             download = f"hf download {folder} --local-dir models/{folder.name}"
             return f"{where}; where that is a model of the Hugging Face hub: {download}"

@@ -32,7 +32,7 @@ from skytrain.config import Config
 from skytrain.data.chat import tokenizer_digest
 from skytrain.data.dataset import TokenDataset
 from skytrain.data.plan import Planner
-from skytrain.errors import UserError, unwritable
+from skytrain.errors import UserError, unwritten
 from skytrain.export import default_system, export, model_tensors
 from skytrain.feed import Feed
 from skytrain.kernels.backend import resolve
@@ -329,7 +329,7 @@ def writing(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unwritable(f"run.dir = {run.config.run.dir!r}", error) from None
+        raise UserError(f"run.dir = {run.config.run.dir!r}: {unwritten(error)}") from None
 
 
 def describe(run: Run) -> list[str]:

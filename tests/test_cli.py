@@ -56,15 +56,17 @@ def test_an_unknown_command_lists_those_that_there_are(capsys, words, known):
     assert known in capsys.readouterr().err
 
 
-def test_a_reader_that_has_had_enough_is_no_error():
-    code = (
-        "from skytrain.errors import exit_on_user_error as run; run(lambda: print('x' * 99 + '\\n', end='x' * 10**6))"
-    )
-    done = subprocess.Popen(
-        [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    done.stdout.readline()
+@pytest.mark.parametrize("length", [1, 10**6])
+def test_a_reader_that_has_had_enough_is_no_error(length):
+    """What is short fails as the process ends, what is long as it is written."""
+    work = f"print('first', flush=True) or input() or print('x' * {length})"
+    code = f"from skytrain.errors import exit_on_user_error as run; run(lambda: {work})"
+    pipe = subprocess.PIPE
+    done = subprocess.Popen([sys.executable, "-P", "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert done.stdout.readline() == "first\n"
     done.stdout.close()
+    done.stdin.write("\n")
+    done.stdin.close()
     assert (done.wait(60), done.stderr.read()) == (128 + 13, "")
 
 

@@ -388,3 +388,10 @@ def test_an_export_loads_in_transformers(tmp_path, family):
     source = write_tiny_model(tmp_path / "in", family, dtype=torch.bfloat16)
     out = plain_export(source, tmp_path / "out", shard_bytes=50_000)
     assert torch.equal(reference_logits(out, [1, 2, 3]), reference_logits(source, [1, 2, 3]))
+
+
+def test_a_folder_that_cannot_be_made_is_not_called_full(tmp_path):
+    (tmp_path / "file").touch()
+    source = write_tiny_model(tmp_path / "model")
+    with pytest.raises(UserError, match=r"export to .*file/out: cannot be written \(Not a directory\); name one in a"):
+        export([], source, tmp_path / "file" / "out")

@@ -96,7 +96,9 @@ def test_words_are_read_by_the_programs_own_parsers(tmp_path):
     assert "constraints.txt is not there" in refusal("pip install -c constraints.txt .")
     recipe = "launch/recipes/sky_t1_32b.toml"
     assert refusal(f"sbatch --nodes 4 launch/slurm.sh {recipe} parallel.nodes=2") == ""
-    assert "unknown field `node`" in refusal(f"sbatch launch/slurm.sh {recipe} parallel.node=2")
+    assert "there is no parallel.node; did you mean parallel.nodes?" in refusal(
+        f"sbatch launch/slurm.sh {recipe} parallel.node=2"
+    )
     assert "nothing is there" in refusal("vllm serve models/a")
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skytrain.errors import UserError, unwritable
+from skytrain.errors import UserError, failed_write
 from skytrain.eval.asked import VARIANTS
 from skytrain.eval.results import Results, Score, TaskResult
 from skytrain.eval.run import evaluate, rescore
@@ -108,17 +108,19 @@ def _add_own_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0, or 130 after Ctrl-C. Raises `UserError`."""
     given = {key: value for key, value in vars(args).items() if key in OPTIONS}
+    out: str | Path = given.get("out", "runs")
     try:
         if args.rescore:
             results, folder = _rescored(args, given), Path(given["out"])
         else:
             settings = _settings(args, given)
-            results, folder = evaluate(settings, overwrite=args.overwrite), settings.folder
+            out = folder = settings.folder
+            results = evaluate(settings, overwrite=args.overwrite)
     except KeyboardInterrupt:
         print("interrupted; what was answered and judged is kept, and the same command goes on", file=sys.stderr)
         return 130
     except OSError as error:
-        raise unwritable(str(error.filename or given.get("out", "skytrain eval")), error) from None
+        raise failed_write(out, error) from None
     show(results, folder)
     return 0
 

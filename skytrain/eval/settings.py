@@ -26,7 +26,7 @@ import msgspec
 from skytrain.errors import UserError
 from skytrain.eval.asked import Variant
 from skytrain.eval.tasks import check_name, task_of
-from skytrain.files import read_regular
+from skytrain.files import read_regular, unopened
 from skytrain.plan.work import WorkPlan, check_names
 
 SHARED = ("samples", "limit", "prompt", "system", "temperature", "top_p", "max_tokens", "extra", "seed")
@@ -153,7 +153,9 @@ def _toml(path: str | Path | None) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(read_regular(path).decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({unopened(path, error)}); give the path of a TOML recipe") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read as TOML ({error})") from None
 
 

@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from skytrain import config, parallel
 from skytrain.attention import packed_attention, resolve_backend
-from skytrain.errors import UserError
+from skytrain.errors import UserError, unwritten
 from skytrain.parallel import World
 from skytrain.plan import hardware
 from skytrain.plan.hardware import GIB, Device, Efficiency, device_name, user_file
@@ -208,7 +208,7 @@ def write(row: Device, path: Path) -> None:
         partial.write_text("\n".join(_toml(one) for one in [row, *rows]), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; name a file that can be written, with --out") from None
+        raise UserError(f"{path}: {unwritten(error)}, with --out") from None
 
 
 def _toml(row: Device) -> str:

@@ -95,8 +95,8 @@ def show(console: Console, one: Forecast, lines: list[str], found: list[Alternat
 
 def _alternatives(found: list[Alternative]) -> Table:
     title = (
-        f"Alternatives, the shortest of each with {RESERVE / 1e9:.0f} GB to spare, or what comes nearest (all with "
-        "--json); best: within 2% of the shortest on as many GPUs, the states that round least"
+        f"Alternatives, the shortest of each with {RESERVE / 1e9:.0f} GB to spare (all: --json); best: within 2% of "
+        "the shortest, and rounds least"
     )
     table = Table(title=title, title_justify="left")
     for name in ("", "GPUs", "format", "rows", "activations", "GB spare", "s a step", "hours", "money"):

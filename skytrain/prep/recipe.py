@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ import msgspec
 
 from skytrain.data.dataset import read_info
 from skytrain.errors import UserError
-from skytrain.files import read_regular
+from skytrain.files import read_regular, unopened
 from skytrain.plan.work import WorkPlan, work_plan
 from skytrain.prep.stage import FORMAT, Account, Finished, beside, fingerprint, read_finished, write_atomically
 
@@ -62,7 +63,7 @@ def run_recipe(
     if to is not None and to not in names:
         raise UserError(f"--to {to}: no stage of {path} has this name; give one of {', '.join(names)}")
     for step in steps:
-        step.args = _parse(step, parsers[step.do], overwrite, path)
+        step.args = _parse(step, parsers[step.do], overwrite, path, overrides)
     for step in steps:
         if hasattr(step.args, "check"):
             step.args.check(step.args)
@@ -95,7 +96,9 @@ def read_stages(path: Path, overrides: list[str]) -> tuple[str, list[dict[str, A
     """(folder, the stages' own tables, [plan]). Looks at none of their files. Raises `UserError`."""
     try:
         content = tomllib.loads(read_regular(path).decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({unopened(path, error)}); give the path of a TOML recipe") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot be read as TOML ({error})") from None
     stages, folder, plan = content.pop("stage", None), content.pop("folder", None), content.pop("plan", {})
     if content:
@@ -149,15 +152,19 @@ def _files(where: str, pattern: str) -> list[Path]:
 
 def _words(key: str, value: Any) -> list[str]:
     """A setting as the command line has it: `top_p = 0.9` is --top-p 0.9, a list is the option again and again."""
-    option = f"--{key.replace('_', '-')}"
+    option = _option(key)
     if isinstance(value, bool):
-        return [option] if value else [f"--no-{key.replace('_', '-')}"]
+        return [option] if value else [_option(f"no-{key}")]
     if isinstance(value, list):
         if key == "price":
             return [option, *map(str, value)]
         return [word for one in value for word in (option, str(one))]
     # With an equals sign, since a value may begin with a dash.
     return [f"{option}={value}"]
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _override(path: Path, by_name: dict[str, dict[str, Any]], overrides: list[str]) -> None:
@@ -179,11 +186,18 @@ def _override(path: Path, by_name: dict[str, dict[str, Any]], overrides: list[st
             table[key] = value
 
 
-def _parse(step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: str | Path) -> argparse.Namespace:
-    """By the command's own parser, so that a recipe can say what the command line can, and nothing else."""
+def _parse(
+    step: Step, parser: argparse.ArgumentParser, overwrite: bool, path: str | Path, overrides: list[str]
+) -> argparse.Namespace:
+    """By the command's own parser, so that a recipe can say what the command line can, and nothing else. A mistake is
+    told of the override whose option the parser names, or else of the recipe."""
+    own = [word for word in overrides if word.startswith(f"{step.name}.")]
+    given = {_option(word.partition("=")[0].removeprefix(f"{step.name}.")): word for word in own}
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{path}: stage {step.name}: {message}")
+        named = re.search(r"(?:argument|unrecognized arguments:) (--[^\s=:/]+)", message)
+        word = given.get(named[1]) if named else None
+        raise UserError(f"setting {word}: {message}" if word else f"{path}: stage {step.name}: {message}")
 
     words = [*map(str, step.inputs), "--out", str(step.out), *step.words]
     words += ["--overwrite"] if overwrite else []

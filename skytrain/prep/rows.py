@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skytrain.errors import UserError, why_unread
-from skytrain.files import open_regular, unique_keys
+from skytrain.errors import UserError
+from skytrain.files import open_regular, unique_keys, unopened
 from skytrain.prep.csv_rows import Table
 
 BOM = codecs.BOM_UTF8
@@ -60,7 +60,8 @@ class RawRow:
         if not isinstance(self.data, bytes):
             return self.data
         try:
-            return json.loads(self.data.decode("utf-8"), object_pairs_hook=unique_keys)
+            # The line's end would be counted as a line before the column of a row that is cut off.
+            return json.loads(self.data.decode("utf-8").rstrip(), object_pairs_hook=unique_keys)
         except UnicodeDecodeError as error:
             raise Unreadable(f"not UTF-8 (byte 0x{self.data[error.start]:02x} in column {error.start + 1})") from None
         except json.JSONDecodeError as error:
@@ -86,7 +87,7 @@ def read_rows(path: str | Path) -> Iterator[RawRow]:
     except (EOFError, zlib.error) as error:
         raise UserError(f"{name}: cannot be unpacked ({error}); download or pack it again") from None
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({why_unread(error, name)})") from None
+        raise UserError(f"{name}: cannot be read ({unopened(name, error)})") from None
 
 
 def _rows(name: str, file: BinaryIO) -> Iterator[RawRow]:

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skytrain import locks
-from skytrain.errors import UserError, one_line, unwritable, why_unread
-from skytrain.files import open_regular
+from skytrain.errors import UserError, failed_write, one_line
+from skytrain.files import open_regular, unopened
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
 
 FORMAT = 1
@@ -283,8 +283,8 @@ def fingerprint(path: Path) -> tuple[str, int, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return path.name, os.fstat(file.fileno()).st_size, digest
     except OSError as error:
-        told = "is a folder; name the files in it" if path.is_dir() else f"cannot be read ({why_unread(error, path)})"
-        raise UserError(f"{path}: {told}") from None
+        why = "is a folder; name the files in it" if path.is_dir() else f"cannot be read ({unopened(path, error)})"
+        raise UserError(f"{path}: {why}") from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -377,5 +377,5 @@ def guarded(work: Callable[[], Any], out: str | Path) -> int:
         print(f"interrupted; {out} is as it was before", file=sys.stderr)
         return 130
     except OSError as error:
-        raise unwritable(f"--out {out}", error) from None
+        raise failed_write(out, error) from None
     return 0

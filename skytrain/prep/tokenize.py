@@ -31,7 +31,8 @@ from skytrain.data.chat import ChatTokenizer
 from skytrain.data.dataset import DatasetInfo, DatasetWriter
 from skytrain.data.ledger import Ledger
 from skytrain.data.messages import Refused, from_row
-from skytrain.errors import UserError, why_unread
+from skytrain.errors import UserError
+from skytrain.files import unopened
 from skytrain.help import HelpFormatter
 from skytrain.prep.rows import RawRow, Unreadable, read_rows
 from skytrain.prep.stage import add_on_error, guarded
@@ -154,7 +155,7 @@ def _size(path: str | Path) -> int:
             raise UserError(f"{path}: is a folder; name the files in it")
         return Path(path).stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({why_unread(error, path)})") from None
+        raise UserError(f"{path}: cannot be read ({unopened(path, error)})") from None
 
 
 def _progress() -> Progress:

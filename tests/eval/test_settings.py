@@ -110,7 +110,7 @@ def test_tasks_that_are_not_there_are_told(tmp_path):
         read(path, {}, ["amc"])
     with pytest.raises(UserError, match="names no file behind"):
         read(path, {}, ["aime24="])
-    with pytest.raises(UserError, match="cannot be read as TOML"):
+    with pytest.raises(UserError, match=r"none.toml: cannot be read \(No such file or directory\); give the path"):
         read(tmp_path / "none.toml", {}, [])
 
 

@@ -112,7 +112,7 @@ def test_a_mistake_is_the_last_thing_that_torchrun_writes_and_stands_there_once(
     process = torchrun(late, "nowhere.toml")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 1
-    line = "error: recipe nowhere.toml: No such file or directory; give the path of a TOML recipe"
+    line = f"error: recipe nowhere.toml: No such file or directory in {Path.cwd()}; give the path of a TOML recipe"
     assert said.count(line) == 1, said
     assert line in said.splitlines()[-2], said
 

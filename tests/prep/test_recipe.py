@@ -268,6 +268,10 @@ def test_overrides_and_changed_settings(work, capsys):
     assert "adds up: 9 rows read, 4 kept at the end" in told and told.count("(done before)") == 2
     with pytest.raises(UserError, match=r"no stage of recipe.toml is named 'filter'"):
         run("recipe.toml", "filter.seed=1")
+    with pytest.raises(UserError, match=r"^setting select\.sed=1: unrecognized arguments: --sed=1"):
+        run("recipe.toml", "select.sed=1")
+    with pytest.raises(UserError, match=r"^setting select\.seed=x: argument --seed: invalid int"):
+        run("recipe.toml", "select.seed=x")
 
 
 def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
@@ -280,7 +284,7 @@ def test_the_recipe_of_sky_t1_is_one_that_can_be_run(work, monkeypatch):
     path = ROOT / "launch" / "recipes" / "prep" / "sky_t1.toml"
     steps = recipe.read_recipe(path, stages, [])
     for step in steps:
-        recipe._parse(step, stages[step.do], False, path)
+        recipe._parse(step, stages[step.do], False, path, [])
     assert [step.do for step in steps][-1] == "tokenize" and len(steps) >= 9
 
 

@@ -329,3 +329,10 @@ def test_a_large_file_of_csv_is_read_in_bounded_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 2000 and path.stat().st_size > 38 << 20 and peak < 4 << 20
+
+
+def test_a_row_that_is_cut_off_is_told_by_the_column_of_its_end(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": [1\n')
+    [row] = read_rows(tmp_path / "x.jsonl")
+    with pytest.raises(Unreadable, match="column 9"):
+        row.parse()

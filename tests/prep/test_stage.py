@@ -1,12 +1,13 @@
 """What all stages share: an account that adds up, nothing half-written, one writer."""
 
+import errno
 import json
 import threading
 
 import pytest
 
-from skytrain.errors import UserError
-from skytrain.prep.stage import Account, Stage, beside, read_finished, run_stage
+from skytrain.errors import UserError, unwritten
+from skytrain.prep.stage import Account, Stage, beside, guarded, read_finished, run_stage
 
 
 def write(path, rows):
@@ -176,3 +177,25 @@ def test_rows_that_were_changed_afterwards_are_told(tmp_path):
         run_stage(made(tmp_path), even)
     run_stage(made(tmp_path), even, overwrite=True)
     assert len(rows(tmp_path / "out.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "blamed"),
+    [("made.unfinished", "--out made: cannot be written"), ("/", "--out made: cannot be"), ("/other/x", "/other/x: ")],
+)
+def test_what_cannot_be_written_is_told_as_the_out_that_was_typed(name, blamed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def work():
+        raise OSError(errno.EROFS, "Read-only", name)
+
+    with pytest.raises(UserError) as error:
+        guarded(work, "made")
+    assert str(error.value).startswith(blamed)
+
+
+def test_space_is_asked_for_only_where_there_is_none():
+    assert (
+        unwritten(OSError(errno.ENOSPC, "full")) == "cannot be written (full); free space, or name one on another disk"
+    )
+    assert "space" not in unwritten(OSError(errno.EROFS, "Read-only"))
