@@ -49,7 +49,7 @@ def steps(monkeypatch):
             stage.register(stages)
         found = recipe.read_recipe(DATA, stages.choices, list(overrides))
         for step in found:
-            step.args = recipe._parse(step, stages.choices[step.do], False, DATA)
+            step.args = recipe._parse(step, stages.choices[step.do], False, DATA, [])
         return {step.name: step for step in found}
 
     return parse
